@@ -1,0 +1,27 @@
+/* variant_scalar: the inner loops for plain C, for any machine; the reference. */
+#define VEC_SCALAR 1
+#include "kernels/cpu/attention_inner.h"
+#include "kernels/cpu/linear_inner.h"
+#include "kernels/cpu/rows_inner.h"
+#include "kernels/cpu/sample_inner.h"
+
+const struct cpu_ops cpu_ops_scalar = {
+    .linear_block = linear_block,
+    .rmsnorm_row = rmsnorm_row,
+    .swiglu_row = swiglu_row,
+    .rope_head = rope_head,
+    .store_row = store_row,
+    .attention_run = attention_run,
+    .sample_max = sample_max,
+    .sample_sum = sample_sum,
+    .sample_weights = sample_weights,
+    .sample_find = sample_find,
+    .sample_tally = sample_tally,
+    .sample_range = sample_range,
+    .sample_keep = sample_keep,
+    .sample_draw = sample_draw,
+    .sample_best = sample_best,
+    .log = log_of,
+    .map = map_lanes,
+    .philox = philox_lanes,
+};
