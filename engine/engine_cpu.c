@@ -1,0 +1,187 @@
+/* engine_cpu: a model on the CPU backend as a net: sizes chosen from the model and the memory. */
+#include <fcntl.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "engine/engine_core.h"
+#include "engine/model.h"
+
+enum {
+    CPU_SLOTS = 64,
+    CPU_STEP_TOKENS = 256,
+    CPU_LOGITS = 64,      /* logit rows at once: 64 x 151,936 floats are 39 MB */
+    CPU_MEAN_LEN = 4096,  /* ids of a sequence that the chosen KV memory counts with */
+    KV_SHARE_PERCENT = 60 /* of the memory left, at most, for KV pages */
+};
+
+struct cpu_net {
+    struct backend *backend;
+    struct network *network;
+};
+
+static int cpu_forward(void *ctx, const struct step *step, struct sample_token *tokens,
+                       struct err *err)
+{
+    struct cpu_net *n = ctx;
+    return network_forward(n->network, step, tokens, err);
+}
+
+static int64_t cpu_bytes(void *ctx, const char *what)
+{
+    struct cpu_net *n = ctx;
+    return n->backend->ops->bytes(n->backend, what);
+}
+
+static void cpu_net_close(void *ctx)
+{
+    struct cpu_net *n = ctx;
+    network_close(n->network);
+    if (n->backend)
+        n->backend->ops->close(n->backend);
+    mem_free(n);
+}
+
+/* The number behind `key` in a small file of the kernel, or -1 ("max" in a control group). */
+static int64_t read_number(const char *path, const char *key)
+{
+    char buf[4096];
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    ssize_t n = read(fd, buf, sizeof buf - 1);
+    close(fd);
+    if (n <= 0)
+        return -1;
+    buf[n] = '\0';
+    const char *at = strstr(buf, key);
+    if (!at)
+        return -1;
+    at += strlen(key);
+    at += strspn(at, " \t");
+    char *end;
+    long long v = strtoll(at, &end, 10);
+    return end == at ? -1 : (int64_t)v;
+}
+
+/* What this process may still take: of the machine and of its control group. */
+static int64_t memory_left(void)
+{
+    int64_t kib = read_number("/proc/meminfo", "MemAvailable:");
+    int64_t left = kib < 0 ? INT64_C(4) << 30 : kib * 1024;
+    int64_t most = read_number("/sys/fs/cgroup/memory.max", "");
+    int64_t used = read_number("/sys/fs/cgroup/memory.current", "");
+    if (most >= 0 && used >= 0)
+        left = TR_MIN(left, TR_MAX(most - used, 0));
+    return left;
+}
+
+static int32_t cpus_allowed(void)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (sched_getaffinity(0, sizeof set, &set) != 0)
+        return 1;
+    return TR_MAX(CPU_COUNT(&set), 1);
+}
+
+static int64_t page_bytes(const struct model_config *c)
+{
+    return (int64_t)c->n_layers * c->n_kv_heads * 2 * KV_PAGE_TOKENS * c->head_dim *
+           (int64_t)dtype_size(c->dtype);
+}
+
+/* Pages that the options and the memory allow. */
+static int64_t choose_pages(const struct engine_opts *o, const struct model *m)
+{
+    const struct model_config *c = model_config(m);
+    int64_t most = (int64_t)o->slots * kv_pages_of(o->max_model_len);
+    if (o->kv_bytes > 0)
+        return TR_MIN(o->kv_bytes / page_bytes(c), most);
+    int64_t mean = (int64_t)o->slots * kv_pages_of(TR_MIN(o->max_model_len, CPU_MEAN_LEN));
+    int64_t want = TR_MAX(mean, (int64_t)kv_pages_of(o->max_model_len));
+    int64_t left = TR_MAX(memory_left() - model_weight_bytes(m), 0);
+    return TR_MIN(want, left / 100 * KV_SHARE_PERCENT / page_bytes(c));
+}
+
+static int choose(struct engine_opts *o, int32_t *n_pages, struct err *err)
+{
+    const struct model_config *c = model_config(o->model);
+    bool len_given = o->max_model_len > 0;
+    o->slots = o->slots > 0 ? o->slots : CPU_SLOTS;
+    o->queue_cap = o->queue_cap > 0 ? o->queue_cap : o->slots;
+    o->step_tokens = o->step_tokens > 0 ? o->step_tokens : TR_MAX(CPU_STEP_TOKENS, o->slots);
+    o->chunk_tokens = o->chunk_tokens > 0 ? o->chunk_tokens : o->step_tokens;
+    o->threads = o->threads > 0 ? o->threads : cpus_allowed();
+    if (o->max_model_len > c->max_positions)
+        return err_set(err, E_USAGE, "max_model_len is %d, but the model has %d positions",
+                       o->max_model_len, c->max_positions);
+    o->max_model_len = len_given ? o->max_model_len : c->max_positions;
+    int64_t pages = choose_pages(o, o->model);
+    if (pages < kv_pages_of(o->max_model_len) && (len_given || pages < 1))
+        return err_set(err, E_USAGE,
+                       "kv_bytes: %lld bytes of KV pages hold %lld tokens, but one sequence of "
+                       "max_model_len has %d",
+                       (long long)(pages * page_bytes(c)), (long long)(pages * KV_PAGE_TOKENS),
+                       o->max_model_len);
+    if (pages < kv_pages_of(o->max_model_len))
+        o->max_model_len = (int32_t)pages * KV_PAGE_TOKENS;
+    *n_pages = (int32_t)TR_MIN(pages, INT32_MAX);
+    return E_OK;
+}
+
+static int net_open(struct cpu_net *n, const struct engine_opts *o, int32_t n_pages,
+                    struct err *err)
+{
+    const struct model_config *c = model_config(o->model);
+    const struct backend_opts b = {.threads = o->threads,
+                                   .isa = o->isa,
+                                   .rows_cap = o->step_tokens,
+                                   .logits_cap = TR_MIN(o->step_tokens, CPU_LOGITS),
+                                   .n_layers = c->n_layers,
+                                   .n_pages = n_pages,
+                                   .slots = o->slots,
+                                   .pages_per_slot = kv_pages_of(o->max_model_len),
+                                   .n_kv_heads = c->n_kv_heads,
+                                   .head_dim = c->head_dim,
+                                   .vocab_size = c->vocab_size,
+                                   .dtype = c->dtype};
+    int rc = backend_cpu_open(&n->backend, &b, err);
+    if (rc < 0)
+        return rc;
+    return network_open(&n->network, o->model, n->backend, o->step_tokens, o->max_model_len, err);
+}
+
+int engine_cpu_open(struct engine **out, const struct engine_opts *opts, struct err *err)
+{
+    static const char *const dtypes[] = {"fp32", "bf16", "fp16"};
+    struct engine_opts o = *opts;
+    int32_t n_pages = 0;
+    if (!o.model)
+        return err_set(err, E_USAGE, "the CPU engine needs a model");
+    if (o.isa > (int32_t)cpu_isa_best())
+        return err_set(err, E_USAGE, "isa is %s, but this machine has no more than %s",
+                       cpu_isa_name((enum cpu_isa)o.isa), cpu_isa_name(cpu_isa_best()));
+    int rc = choose(&o, &n_pages, err);
+    if (rc < 0)
+        return rc;
+    struct cpu_net *n = mem_alloc(1, sizeof *n);
+    if (!n)
+        return err_set(err, E_FATAL, "no memory for the CPU engine");
+    const struct model_config *c = model_config(o.model);
+    struct engine_net net = {.ctx = n,
+                             .vocab_size = c->vocab_size,
+                             .forward = cpu_forward,
+                             .bytes = cpu_bytes,
+                             .close = cpu_net_close};
+    snprintf(net.fingerprint, sizeof net.fingerprint, "cpu-fma-v1 %s %s", c->family,
+             dtypes[c->dtype]);
+    rc = net_open(n, &o, n_pages, err);
+    net.lag = n->backend ? n->backend->ops->lag : 0;
+    if (rc == E_OK)
+        rc = engine_core_open(out, &o, &net, n_pages, err);
+    if (rc < 0)
+        cpu_net_close(n);
+    return rc;
+}
