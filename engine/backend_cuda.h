@@ -1,0 +1,30 @@
+/* backend_cuda: the op table on an NVIDIA GPU of compute capability 8.0 or higher, bf16. Its steps
+ * lag: step_end hands out the tokens of the step before, while the GPU runs this one. */
+#ifndef TRANCHE_ENGINE_BACKEND_CUDA_H
+#define TRANCHE_ENGINE_BACKEND_CUDA_H
+
+#include "engine/backend.h"
+
+/* Opens device `device` and takes its context; buffers and weights follow through the ops.
+ * Errors: E_USAGE when the device, its compute capability, the dtype or the head size does not fit
+ * (named with both values), E_FATAL otherwise. */
+int backend_cuda_open(struct backend **out, const struct backend_opts *opts, int device,
+                      struct err *err) TR_MUSTCHECK;
+/* Hands out the tokens of the newest step when no further one is to run (engine_net: rows.n == 0).
+ */
+int backend_cuda_drain(struct backend *b, struct sample_token *tokens,
+                       struct err *err) TR_MUSTCHECK;
+/* Another request took the slot: its penalty history starts anew. */
+void backend_cuda_slot_open(struct backend *b, int32_t slot);
+/* The greatest number of rows below m whose products run in a narrower bucket; 0: there is none. */
+int32_t backend_cuda_rows_below(int32_t m);
+/* For benchmarks: the stream of all ops (cudaStream_t) and layer 0 of the KV arena. */
+void *backend_cuda_stream(struct backend *b);
+void *backend_cuda_kv(struct backend *b);
+/* Bytes free on the device now, for sizing the KV pages. E_USAGE when there is no such device, or
+ * no CUDA in this build. */
+int backend_cuda_free_bytes(int device, int64_t *out, struct err *err) TR_MUSTCHECK;
+/* Name of the device ("NVIDIA H200"), "" when there is none. Borrowed for the process's life. */
+const char *backend_cuda_device_name(int device);
+
+#endif

@@ -1,0 +1,162 @@
+/* backend_cuda_impl: the inside of the CUDA backend: its state, and what its files share. Private
+ * to backend_cuda.c and cuda_*.c.
+ *
+ * One stream, one thread. A step's metadata is packed into one of two pinned blocks and goes up in
+ * few copies; its tokens come back into one of two pinned blocks behind an event. step_end of step
+ * k waits for step k-1's event, so the GPU always has the next step queued while the host thinks.
+ */
+#ifndef TRANCHE_ENGINE_BACKEND_CUDA_IMPL_H
+#define TRANCHE_ENGINE_BACKEND_CUDA_IMPL_H
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include "engine/backend_cuda.h"
+#include "kernels/kernels_cuda.h"
+
+enum {
+    STEPS_IN_FLIGHT = 2,
+    PLANS_MAX = 512,
+    OWNED_MAX = 8192,
+    CANDIDATES = 16,
+    WORKSPACE_BYTES = 32 << 20, /* what NVIDIA recommends for Hopper */
+    BLOCK_TABLE_DELTAS_PER_ROW = 2,
+    PREFILL_ROWS_MAX = 128, /* packed rows of one prefill item */
+    DECODE_WARPS = 4,       /* of a CTA of the decode kernel, two CTAs a multiprocessor */
+    PARTIALS_MAX = 16384,   /* states of cut rows; rows beyond stay whole */
+    SAMPLE_IDS_MAX = 1200,  /* banned + biased ids of one row */
+};
+
+#define INT2(a, b)       ((int2){(a), (b)})
+#define INT4(a, b, c, d) ((int4){(a), (b), (c), (d)})
+
+struct weight {
+    bf16 *data;
+    int64_t n, k;
+};
+
+struct plan { /* one GEMM shape */
+    int64_t n, k, m;
+    int kind; /* enum linear_kind */
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t a, b, c;
+    cublasLtMatmulAlgo_t algo, candidates[CANDIDATES];
+    int n_candidates, chosen;
+    bool widest; /* of its shape: the others are compared with it */
+    bool proven; /* its bits for every row are those of the widest bucket */
+};
+enum linear_kind { LINEAR_PLAIN, LINEAR_BIAS, LINEAR_RESIDUAL, LINEAR_LOGITS };
+
+/* Metadata of one step, laid out once at open; the same offsets on host and device. */
+struct step_block {
+    int32_t *tokens, *position, *slot, *logit_rows, *n_prefill, *decode_starts;
+    int4 *decode, *merges, *prefill, *copies;
+    int2 *deltas;
+    struct sample_cuda *samples;
+    int32_t *ids;
+    float *bias;
+    unsigned char *base;
+    size_t bytes;
+};
+
+struct flight {
+    struct step_block host, device;
+    struct sample_token *tokens_host, *tokens_device;
+    cudaEvent_t done;
+    int32_t n_logits;
+    bool used;
+};
+
+struct slot_history { /* what the counts row of a slot stands for */
+    const int32_t *prompt, *output;
+    int32_t n_output;
+};
+
+struct cuda_backend {
+    struct backend base;
+    struct backend_opts opts;
+    int device, n_sms;
+    cudaStream_t stream;
+    cublasLtHandle_t blas;
+    void *workspace;
+    struct plan plans[PLANS_MAX];
+    int n_plans;
+    bf16 *kv;
+    int64_t kv_layer_elements;
+    int32_t *block_table, *last_token;
+    int32_t *block_table_shadow;
+    struct slot_history *history;
+    uint16_t *counts;
+    int32_t *counts_ids;
+    float *logits, *scratch, *partial;
+    int64_t logits_stride;
+    void *proof[2]; /* where plan_prove's products go; taken with the first plan */
+    int32_t *differ;
+    int64_t widest_n; /* of the weights that are no head */
+    struct flight flights[STEPS_IN_FLIGHT];
+    int64_t step_count;
+    const struct step *step;
+    struct flight *now;
+    int32_t n_spans, n_merges, n_prefill; /* of the step */
+    int64_t bytes_weights, bytes_kv, bytes_other;
+    int64_t spans_cap, prefill_cap, deltas_cap;
+    int launch_error;       /* first failing launch of the step */
+    void *owned[OWNED_MAX]; /* every device block, given back at close */
+    int n_owned;
+};
+
+/* A block of device memory, zeroed, the backend's until close; its bytes are added to *account.
+ * E_FATAL with the bytes wanted and free. */
+int cuda_take(struct cuda_backend *b, void **out, size_t bytes, int64_t *account, const char *what,
+              struct err *err) TR_MUSTCHECK;
+static inline int cuda_fail(struct err *err, cudaError_t e, const char *what)
+{
+    return err_set(err, E_FATAL, "cuda: %s: %s", what, cudaGetErrorString(e));
+}
+static inline struct cuda_backend *cuda_self(const struct backend *b)
+{
+    return (struct cuda_backend *)b;
+}
+/* The first failing launch of a step is kept for step_end. */
+static inline void cuda_launched(struct cuda_backend *b, int e)
+{
+    if (b->launch_error == 0)
+        b->launch_error = e;
+}
+
+/* Warps that walk the decode lists. */
+static inline int32_t cuda_decode_workers(const struct cuda_backend *b)
+{
+    return 2 * DECODE_WARPS * b->n_sms;
+}
+
+/* cuda_memory.c: the memory ops, and what is taken at open. */
+int cuda_buffer_open(struct backend *base, struct buffer *out, int64_t rows, int64_t cols,
+                     struct err *err) TR_MUSTCHECK;
+int cuda_weight_open(struct backend *base, struct weight **out, int64_t n, int64_t k,
+                     enum dtype dtype, struct err *err) TR_MUSTCHECK;
+int cuda_weight_load(struct backend *base, struct weight *w, int64_t row0, const void *src,
+                     int64_t rows, struct err *err) TR_MUSTCHECK;
+int cuda_vector_open(struct backend *base, const float **out, const float *src, int64_t n,
+                     struct err *err) TR_MUSTCHECK;
+int64_t cuda_bytes(const struct backend *base, const char *what);
+int cuda_memory_open(struct cuda_backend *b, struct err *err) TR_MUSTCHECK;
+void cuda_memory_close(struct cuda_backend *b);
+
+/* cuda_gemm.c: out[rows,n] = x[rows,k] . w[n,k]^T in the kind's manner. */
+struct product { /* operands of one GEMM */
+    const bf16 *x;
+    const struct weight *w;
+    const void *bias, *residual; /* or NULL */
+};
+void cuda_gemm(struct cuda_backend *b, void *out, const struct product *on, int kind, int64_t rows);
+/* Rows that a GEMM of m rows computes. */
+int64_t cuda_gemm_rows(int64_t m);
+void cuda_gemm_close(struct cuda_backend *b);
+
+/* cuda_step.c: a step's metadata up, its tokens down. */
+void cuda_block_layout(struct step_block *s, const struct cuda_backend *b, unsigned char *base);
+int cuda_step_begin(struct backend *base, const struct step *s, struct err *err) TR_MUSTCHECK;
+int cuda_step_end(struct backend *base, struct sample_token *tokens, struct err *err) TR_MUSTCHECK;
+
+#endif

@@ -1,0 +1,260 @@
+/* cuda_gemm: products by cuBLASLt, restricted to algorithms without split-K and proven: each bucket
+ * of rows must give every row the bits that the widest bucket gives it (plan_prove, on first use;
+ * the engine uses every bucket once before it opens). */
+#include "engine/backend_cuda_impl.h"
+#include "engine/log.h"
+
+/* Rows run in buckets: a step of 700 rows runs as 704. The rows past the end are computed and
+ * unused; a row's bits do not depend on the bucket. (2,816 is a multiple of 128.) */
+int64_t cuda_gemm_rows(int64_t m)
+{
+    const int64_t step = m <= 64 ? 16 : m <= 1024 ? 64 : 128;
+    return (m + step - 1) / step * step;
+}
+
+int32_t backend_cuda_rows_below(int32_t m)
+{
+    int32_t below = m - 1;
+    while (below > 0 && cuda_gemm_rows(below) == cuda_gemm_rows(m))
+        below--;
+    return below;
+}
+
+static int plan_make(struct cuda_backend *b, struct plan *p, struct err *err)
+{
+    const cudaDataType_t out_type = p->kind == LINEAR_LOGITS ? CUDA_R_32F : CUDA_R_16BF;
+    const cublasOperation_t t = CUBLAS_OP_T;
+    cublasStatus_t s = cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &t, sizeof t);
+    if (s == CUBLAS_STATUS_SUCCESS && p->kind == LINEAR_BIAS) {
+        const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+        const cudaDataType_t bias_type = CUDA_R_16BF;
+        s = cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                           sizeof epilogue);
+        if (s == CUBLAS_STATUS_SUCCESS)
+            s = cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
+                                               &bias_type, sizeof bias_type);
+    }
+    /* Column-major view: out^T [n, m] = W^T(k x n)^T . x^T(k x m). */
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = cublasLtMatrixLayoutCreate(&p->a, CUDA_R_16BF, (uint64_t)p->k, (uint64_t)p->n, p->k);
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = cublasLtMatrixLayoutCreate(&p->b, CUDA_R_16BF, (uint64_t)p->k, (uint64_t)p->m, p->k);
+    const int64_t ldc = p->kind == LINEAR_LOGITS ? b->logits_stride : p->n;
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = cublasLtMatrixLayoutCreate(&p->c, out_type, (uint64_t)p->n, (uint64_t)p->m, ldc);
+    cublasLtMatmulPreference_t pref = NULL;
+    const size_t workspace = WORKSPACE_BYTES;
+    const uint32_t no_reduction = CUBLASLT_REDUCTION_SCHEME_NONE;
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = cublasLtMatmulPreferenceCreate(&pref);
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                 &workspace, sizeof workspace);
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                                 &no_reduction, sizeof no_reduction);
+    cublasLtMatmulHeuristicResult_t found[CANDIDATES];
+    int n = 0;
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = cublasLtMatmulAlgoGetHeuristic(b->blas, p->desc, p->a, p->b, p->c, p->c, pref,
+                                           CANDIDATES, found, &n);
+    if (pref)
+        cublasLtMatmulPreferenceDestroy(pref);
+    int kept = 0;
+    for (int i = 0; i < n; i++) {
+        int32_t split_k = 0;
+        size_t got = 0;
+        cublasLtMatmulAlgoConfigGetAttribute(&found[i].algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM,
+                                             &split_k, sizeof split_k, &got);
+        if (found[i].state == CUBLAS_STATUS_SUCCESS && split_k <= 1)
+            p->candidates[kept++] = found[i].algo;
+    }
+    p->n_candidates = kept;
+    if (s != CUBLAS_STATUS_SUCCESS || kept == 0)
+        return err_set(err, E_FATAL,
+                       "cublasLt: no algorithm without split-K for m %lld n %lld k %lld (%d)",
+                       (long long)p->m, (long long)p->n, (long long)p->k, (int)s);
+    p->algo = p->candidates[0];
+    return E_OK;
+}
+
+static cublasStatus_t plan_run(struct cuda_backend *b, const struct plan *p, void *out,
+                               const struct product *on)
+{
+    const float one = 1.f, zero = 0.f;
+    if (p->kind == LINEAR_BIAS)
+        cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &on->bias,
+                                       sizeof on->bias);
+    return cublasLtMatmul(b->blas, p->desc, &one, on->w->data, p->a, on->x, p->b,
+                          on->residual ? &one : &zero, on->residual ? on->residual : out, p->c, out,
+                          p->c, &p->algo, b->workspace, WORKSPACE_BYTES, b->stream);
+}
+
+/* The operands that a proof runs on: those at hand; a residual is copied to where the product goes,
+ * as in a step, where it is added in place. */
+static cudaError_t run_for_proof(struct cuda_backend *b, const struct plan *p, void *out,
+                                 const struct product *on, bool *ran)
+{
+    struct product in_place = *on;
+    cudaError_t e = cudaSuccess;
+    if (on->residual) {
+        e = cudaMemcpyAsync(out, on->residual, (size_t)(p->m * p->n) * 2, cudaMemcpyDeviceToDevice,
+                            b->stream);
+        in_place.residual = out;
+    }
+    *ran = e == cudaSuccess && plan_run(b, p, out, &in_place) == CUBLAS_STATUS_SUCCESS;
+    return e;
+}
+
+/* Row independence of the products: a plan must give each of its rows the bits that the widest plan
+ * gives it, twice. Takes the first candidate that does; without one the plan is not used. The
+ * widest plan only has to agree with itself. `against` holds its rows. */
+static int plan_prove(struct cuda_backend *b, struct plan *p, void *against, void *out,
+                      const struct product *on, struct err *err)
+{
+    const int64_t stride = p->kind == LINEAR_LOGITS ? b->logits_stride * 4 : p->n * 2;
+    cudaError_t e = cudaSuccess;
+    bool ran = false;
+    for (int i = 0; i < p->n_candidates && !p->proven && e == cudaSuccess; i++) {
+        int32_t differ = 0;
+        p->algo = p->candidates[i];
+        e = cudaMemsetAsync(b->differ, 0, sizeof differ, b->stream);
+        for (int turn = 0; turn < 2 && e == cudaSuccess; turn++) {
+            void *into = p->widest && turn == 0 ? against : out;
+            e = run_for_proof(b, p, into, on, &ran);
+            if (e == cudaSuccess && ran && into == out)
+                e = (cudaError_t)differ_cuda(against, out, p->m * stride / 16, b->differ,
+                                             b->stream);
+            if (!ran)
+                break;
+        }
+        if (!ran || e != cudaSuccess)
+            continue;
+        e = cudaMemcpyAsync(&differ, b->differ, sizeof differ, cudaMemcpyDeviceToHost, b->stream);
+        if (e == cudaSuccess)
+            e = cudaStreamSynchronize(b->stream);
+        p->proven = differ == 0;
+        p->chosen = i;
+    }
+    return e == cudaSuccess ? E_OK : cuda_fail(err, e, "GEMM test");
+}
+
+static void plan_destroy(struct plan *p)
+{
+    if (p->desc)
+        cublasLtMatmulDescDestroy(p->desc);
+    if (p->a)
+        cublasLtMatrixLayoutDestroy(p->a);
+    if (p->b)
+        cublasLtMatrixLayoutDestroy(p->b);
+    if (p->c)
+        cublasLtMatrixLayoutDestroy(p->c);
+    *p = (struct plan){0};
+}
+
+static struct plan *plan_find(struct cuda_backend *b, int64_t n, int64_t k, int64_t m, int kind)
+{
+    for (int i = 0; i < b->n_plans; i++) {
+        struct plan *p = &b->plans[i];
+        if (p->n == n && p->k == k && p->m == m && p->kind == kind)
+            return p;
+    }
+    return NULL;
+}
+
+/* Two blocks for products under proof; logits have their own two already. */
+static int proof_blocks(struct cuda_backend *b, int kind, void **against, void **out,
+                        struct err *err)
+{
+    *against = b->logits;
+    *out = b->scratch;
+    if (kind == LINEAR_LOGITS)
+        return E_OK;
+    const int64_t rows = (b->opts.rows_cap + 255) / 256 * 256;
+    for (int i = 0; i < 2 && !b->proof[1]; i++) {
+        int rc = cuda_take(b, &b->proof[i], (size_t)(rows * b->widest_n) * 2, &b->bytes_other,
+                           "GEMM proofs", err);
+        if (rc < 0)
+            return rc;
+    }
+    *against = b->proof[0];
+    *out = b->proof[1];
+    return E_OK;
+}
+
+/* Makes the plan for m rows and proves it on the operands at hand; NULL on an error. A plan that
+ * was not proven stands in the list as such. */
+static struct plan *plan_add(struct cuda_backend *b, const struct product *on, int64_t m, int kind,
+                             struct plan *widest, struct err *err)
+{
+    struct plan *p = &b->plans[b->n_plans];
+    void *against = NULL, *out = NULL;
+    bool ran = true;
+    CHECK(b->n_plans < PLANS_MAX);
+    *p = (struct plan){.n = on->w->n, .k = on->w->k, .m = m, .kind = kind, .widest = !widest};
+    if (plan_make(b, p, err) < 0 || proof_blocks(b, kind, &against, &out, err) < 0) {
+        plan_destroy(p);
+        return NULL;
+    }
+    b->n_plans++;
+    if (widest) {
+        cudaError_t e = run_for_proof(b, widest, against, on, &ran);
+        if (e != cudaSuccess || !ran) {
+            cuda_fail(err, e == cudaSuccess ? cudaErrorLaunchFailure : e, "GEMM test");
+            return NULL;
+        }
+    }
+    if (plan_prove(b, p, against, out, on, err) < 0)
+        return NULL;
+    LOG(LOG_DEBUG, "cuda_gemm_plan", LOG_I("m", m), LOG_I("n", p->n), LOG_I("k", p->k),
+        LOG_I("kind", kind), LOG_I("candidates", p->n_candidates), LOG_I("chosen", p->chosen),
+        LOG_I("proven", p->proven));
+    if (!widest && !p->proven) {
+        err_set(err, E_FATAL, "cublasLt: m %lld n %lld k %lld: two runs give other bits",
+                (long long)m, (long long)p->n, (long long)p->k);
+        return NULL;
+    }
+    return p;
+}
+
+/* The plan for m rows, or that of the next wider bucket that is proven. */
+static struct plan *plan_get(struct cuda_backend *b, const struct product *on, int64_t m, int kind,
+                             struct err *err)
+{
+    const int64_t n = on->w->n, k = on->w->k;
+    const int64_t widest_m =
+        cuda_gemm_rows(kind == LINEAR_LOGITS ? b->opts.logits_cap : b->opts.rows_cap);
+    struct plan *widest = plan_find(b, n, k, widest_m, kind);
+    if (!widest)
+        widest = plan_add(b, on, widest_m, kind, NULL, err);
+    for (; widest && m < widest_m; m = cuda_gemm_rows(m + 1)) {
+        struct plan *p = plan_find(b, n, k, m, kind);
+        if (!p)
+            p = plan_add(b, on, m, kind, widest, err);
+        if (!p || p->proven)
+            return p;
+    }
+    return widest;
+}
+
+void cuda_gemm(struct cuda_backend *b, void *out, const struct product *on, int kind, int64_t rows)
+{
+    struct err err = {0};
+    struct plan *p = plan_get(b, on, cuda_gemm_rows(rows), kind, &err);
+    if (!p) {
+        LOG(LOG_ERROR, "cuda_gemm", LOG_S("why", err.msg));
+        cuda_launched(b, (int)cudaErrorNotSupported);
+    } else if (plan_run(b, p, out, on) != CUBLAS_STATUS_SUCCESS) {
+        cuda_launched(b, (int)cudaErrorLaunchFailure);
+    }
+}
+
+void cuda_gemm_close(struct cuda_backend *b)
+{
+    for (int i = 0; i < b->n_plans; i++)
+        plan_destroy(&b->plans[i]);
+    if (b->blas)
+        cublasLtDestroy(b->blas);
+}

@@ -1,0 +1,353 @@
+/* cuda_step: what the device is told of a step, and the tokens it hands back. */
+#include "engine/backend_cuda_impl.h"
+
+void cuda_block_layout(struct step_block *s, const struct cuda_backend *b, unsigned char *base)
+{
+    const size_t rows = (size_t)b->opts.rows_cap, slots = (size_t)b->opts.slots;
+    size_t at = 0;
+#define PART(field, count)                                                                         \
+    do {                                                                                           \
+        s->field = (void *)(base + at);                                                            \
+        at = (at + (count) * sizeof *s->field + 255) / 256 * 256;                                  \
+    } while (0)
+    s->base = base;
+    PART(n_prefill, 1);
+    PART(decode_starts, (size_t)cuda_decode_workers(b) + 1);
+    PART(tokens, rows);
+    PART(position, rows);
+    PART(slot, rows);
+    PART(logit_rows, rows);
+    PART(deltas, (size_t)b->deltas_cap);
+    PART(copies, slots);
+    PART(samples, rows);
+    PART(decode, 2 * (size_t)b->spans_cap);
+    PART(merges, (size_t)b->spans_cap);
+    PART(prefill, (size_t)b->prefill_cap);
+    PART(ids, slots * SAMPLE_IDS_MAX);
+    PART(bias, slots * SAMPLE_IDS_MAX);
+#undef PART
+    s->bytes = at;
+}
+
+/* Entries of the block table that changed since the device last saw them. */
+static int pack_block_table(struct cuda_backend *b, const struct step *s, struct step_block *h)
+{
+    const int32_t stride = s->rows.block_table_stride;
+    int n = 0;
+    for (int r = 0; r < s->rows.n; r++) {
+        if (r + 1 < s->rows.n && s->rows.slot[r + 1] == s->rows.slot[r])
+            continue; /* the last row of a sequence covers the others */
+        const int64_t at = (int64_t)s->rows.slot[r] * stride;
+        for (int p = 0; p <= s->rows.position[r] / KV_PAGE_TOKENS; p++) {
+            if (b->block_table_shadow[at + p] == s->rows.block_table[at + p])
+                continue;
+            CHECK(n < b->deltas_cap);
+            b->block_table_shadow[at + p] = s->rows.block_table[at + p];
+            h->deltas[n++] = INT2((int)(at + p), s->rows.block_table[at + p]);
+        }
+    }
+    return n;
+}
+
+/* Shares the blocks of all decode rows out over the decode kernel's warps, each a run of neighbours
+ * with about the same keys: a block goes to the warp that its middle falls to. */
+struct sharing {
+    double share; /* keys a warp */
+    double done;  /* keys given out */
+    int32_t workers, partials;
+};
+enum { SPAN_COST = 64 }; /* keys that a span's start costs, about */
+
+static int64_t block_keys(int32_t keys, int32_t block)
+{
+    return TR_MIN(keys - block * ATTENTION_BLOCK, ATTENTION_BLOCK);
+}
+
+static int32_t worker_of(const struct sharing *s, double cost)
+{
+    return (int32_t)TR_MIN((s->done + cost / 2) / s->share, (double)s->workers - 1);
+}
+
+/* One row and kv head: its spans, and where its partials meet when it is cut. */
+static void pack_row(struct cuda_backend *b, struct step_block *h, struct sharing *s, int32_t row,
+                     int32_t head, int32_t keys, int32_t slot)
+{
+    const int32_t blocks = (keys + ATTENTION_BLOCK - 1) / ATTENTION_BLOCK, n0 = b->n_spans;
+    const bool may_cut = s->partials + blocks <= PARTIALS_MAX;
+    int32_t at = -1;
+    for (int32_t k = 0; k < blocks; k++) {
+        const double cost = (double)(block_keys(keys, k) + (k == 0 ? SPAN_COST : 0));
+        const int32_t worker = worker_of(s, cost);
+        s->done += cost;
+        if (k == 0 || (may_cut && worker != at)) {
+            CHECK(b->n_spans < b->spans_cap);
+            h->decode[2 * b->n_spans] = INT4(row, head, k, k);
+            h->decode[2 * b->n_spans + 1] = INT4(keys, slot, -1, 0);
+            h->decode_starts[worker + 1]++;
+            b->n_spans++;
+            at = worker;
+        }
+        h->decode[2 * (b->n_spans - 1)].w = k + 1;
+    }
+    if (b->n_spans - n0 == 1)
+        return;
+    const int32_t first_blocks = h->decode[2 * n0].w;
+    for (int32_t i = n0; i < b->n_spans; i++)
+        h->decode[2 * i + 1].z =
+            s->partials + (i == n0 ? 0 : 1 + h->decode[2 * i].z - first_blocks);
+    h->merges[b->n_merges++] = INT4(row, head, s->partials, 1 + blocks - first_blocks);
+    s->partials += 1 + blocks - first_blocks;
+}
+
+static bool decodes(const struct step *s, int32_t row)
+{
+    return (row == 0 || s->rows.slot[row - 1] != s->rows.slot[row]) &&
+           (row + 1 == s->rows.n || s->rows.slot[row + 1] != s->rows.slot[row]);
+}
+
+static void pack_decode(struct cuda_backend *b, const struct step *s, struct step_block *h)
+{
+    const int32_t heads = b->opts.n_kv_heads, workers = cuda_decode_workers(b);
+    struct sharing share = {.workers = 0};
+    int64_t keys = 0, blocks = 0;
+    b->n_spans = b->n_merges = 0;
+    memset(h->decode_starts, 0, ((size_t)workers + 1) * sizeof *h->decode_starts);
+    for (int32_t r = 0; r < s->rows.n; r++) {
+        if (!decodes(s, r))
+            continue;
+        keys += (s->rows.position[r] + 1 + SPAN_COST) * heads;
+        blocks += (s->rows.position[r] / ATTENTION_BLOCK + 1) * heads;
+    }
+    if (blocks == 0)
+        return;
+    share.workers = (int32_t)TR_MIN(blocks, workers);
+    share.share = (double)keys / share.workers;
+    for (int32_t r = 0; r < s->rows.n; r++)
+        for (int32_t head = 0; head < heads && decodes(s, r); head++)
+            pack_row(b, h, &share, r, head, s->rows.position[r] + 1, s->rows.slot[r]);
+    for (int32_t w = 0; w < workers; w++)
+        h->decode_starts[w + 1] += h->decode_starts[w];
+}
+
+/* A sequence with one row decodes; one with more prefills, 128 packed rows an item. Both kernels
+ * give a row the same bits, so this choice is about speed alone. */
+static void pack_prefill(struct cuda_backend *b, const struct step *s, struct step_block *h)
+{
+    const int32_t group = b->opts.n_heads / b->opts.n_kv_heads;
+    b->n_prefill = 0;
+    for (int32_t r = 0; r < s->rows.n;) {
+        int32_t end = r + 1;
+        while (end < s->rows.n && s->rows.slot[end] == s->rows.slot[r])
+            end++;
+        const int32_t packed = end - r > 1 ? (end - r) * group : 0;
+        for (int32_t head = 0; head < b->opts.n_kv_heads; head++)
+            for (int32_t p = 0; p < packed; p += PREFILL_ROWS_MAX) {
+                CHECK(b->n_prefill < b->prefill_cap);
+                h->prefill[b->n_prefill++] = INT4(r, p, TR_MIN(PREFILL_ROWS_MAX, packed - p), head);
+            }
+        r = end;
+    }
+    *h->n_prefill = b->n_prefill;
+}
+
+/* A page may be copied from in the step that copies into it; the device makes all copies at once,
+ * so each comes from the first page of its chain. */
+static void pack_copies(const struct step *s, struct step_block *h)
+{
+    for (int32_t i = 0; i < s->n_copies; i++) {
+        const struct step_copy *c = &s->copies[i];
+        int32_t from = c->page_from, k = i - 1;
+        while (k >= 0 && h->copies[k].y != from)
+            k--;
+        if (k >= 0) {
+            CHECK(c->n_tokens <= h->copies[k].z);
+            from = h->copies[k].x;
+        }
+        h->copies[i] = INT4(from, c->page_to, c->n_tokens, 0);
+    }
+}
+
+/* The slot's counts stand for this row's history, or are rebuilt: a new or resumed sequence. */
+static int history_follow(struct cuda_backend *b, const struct step_logit *l, struct err *err)
+{
+    const struct sample_row *row = &l->sample;
+    struct slot_history *h = &b->history[l->slot];
+    const bool same =
+        h->prompt == row->prompt && h->output == row->output && row->n_output == h->n_output + 1;
+    h->n_output = row->n_output;
+    if (same)
+        return E_OK;
+    h->prompt = row->prompt;
+    h->output = row->output;
+    struct counts_cuda job = {.ids = b->counts_ids, row->n_prompt, row->n_output, l->slot};
+    struct counts_cuda *device_job =
+        (void *)(b->counts_ids + (int64_t)b->opts.pages_per_slot * KV_PAGE_TOKENS);
+    cudaError_t e = cudaMemcpyAsync(b->counts_ids, row->prompt, (size_t)row->n_prompt * 4,
+                                    cudaMemcpyHostToDevice, b->stream);
+    if (e == cudaSuccess && row->n_output > 0)
+        e = cudaMemcpyAsync(b->counts_ids + row->n_prompt, row->output, (size_t)row->n_output * 4,
+                            cudaMemcpyHostToDevice, b->stream);
+    if (e == cudaSuccess)
+        e = cudaMemcpyAsync(device_job, &job, sizeof job, cudaMemcpyHostToDevice, b->stream);
+    if (e == cudaSuccess)
+        e = (cudaError_t)counts_cuda(b->counts, (int)b->opts.vocab_size, device_job, 1, b->stream);
+    return e == cudaSuccess ? E_OK : cuda_fail(err, e, "penalty counts");
+}
+
+static bool has_penalties(const struct sample_params *p)
+{
+    return p->repetition_penalty != 1.f || p->frequency_penalty != 0.f ||
+           p->presence_penalty != 0.f;
+}
+
+static int pack_sample(struct cuda_backend *b, const struct step_logit *l, struct flight *f, int i,
+                       int *n_ids, struct err *err)
+{
+    struct step_block *h = &f->host;
+    struct sample_cuda *out = &h->samples[i];
+    h->logit_rows[i] = l->row;
+    if (l->kind == STEP_PROMPT_LOGPROB) {
+        *out = (struct sample_cuda){
+            .forced = l->target, .n_top = l->n_top, .slot = -1, .counts_row = -1};
+        return E_OK;
+    }
+    const struct sample_row *row = &l->sample;
+    const struct sample_params *p = row->params;
+    CHECK(row->n_banned + p->n_bias <= SAMPLE_IDS_MAX);
+    *out = (struct sample_cuda){
+        .temperature = p->temperature,
+        .top_p = p->top_p,
+        .min_p = p->min_p,
+        .repetition_penalty = p->repetition_penalty,
+        .frequency_penalty = p->frequency_penalty,
+        .presence_penalty = p->presence_penalty,
+        .top_k = p->top_k,
+        .n_output = row->n_output,
+        .forced = row->forced,
+        .n_top = p->n_top,
+        .slot = l->slot,
+        .counts_row = has_penalties(p) ? l->slot : -1,
+        .n_banned = row->n_banned,
+        .n_bias = p->n_bias,
+        .ids = f->device.ids + *n_ids,
+        .bias = f->device.bias + *n_ids,
+        .rng_key = p->rng_key,
+        .choice = p->choice,
+    };
+    for (int k = 0; k < row->n_banned; k++)
+        h->ids[*n_ids + k] = row->banned[k];
+    for (int k = 0; k < p->n_bias; k++) {
+        h->ids[*n_ids + row->n_banned + k] = p->bias_ids[k];
+        h->bias[*n_ids + k] = p->bias[k];
+    }
+    *n_ids += row->n_banned + p->n_bias;
+    return has_penalties(p) ? history_follow(b, l, err) : E_OK;
+}
+
+/* Uploads [field, field + bytes) of the flight's block. */
+static cudaError_t upload(struct cuda_backend *b, struct flight *f, const void *field, size_t bytes)
+{
+    const size_t at = (size_t)((const unsigned char *)field - f->host.base);
+    return bytes == 0 ? cudaSuccess
+                      : cudaMemcpyAsync(f->device.base + at, field, bytes, cudaMemcpyHostToDevice,
+                                        b->stream);
+}
+
+int cuda_step_begin(struct backend *base, const struct step *s, struct err *err)
+{
+    struct cuda_backend *b = cuda_self(base);
+    struct flight *f = &b->flights[b->step_count % STEPS_IN_FLIGHT];
+    struct step_block *h = &f->host;
+    CHECK(s->rows.n <= b->opts.rows_cap && s->n_logits <= b->opts.rows_cap);
+    CHECK(s->rows.block_table_stride == b->opts.pages_per_slot);
+    b->step = s;
+    b->now = f;
+    b->launch_error = 0;
+    f->n_logits = s->n_logits;
+    f->used = true;
+    const size_t n = (size_t)s->rows.n;
+    memcpy(h->tokens, s->tokens, n * 4);
+    memcpy(h->position, s->rows.position, n * 4);
+    memcpy(h->slot, s->rows.slot, n * 4);
+    const int n_deltas = pack_block_table(b, s, h);
+    int n_ids = 0, rc = E_OK;
+    for (int i = 0; i < s->n_logits && rc == E_OK; i++)
+        rc = pack_sample(b, &s->logits[i], f, i, &n_ids, err);
+    if (rc < 0)
+        return rc;
+    pack_copies(s, h);
+    pack_decode(b, s, h);
+    pack_prefill(b, s, h);
+    /* n_prefill .. logit_rows stand together; the lists behind them go up as far as they are
+     * filled. */
+    const size_t head = (size_t)((unsigned char *)h->deltas - h->base);
+    cudaError_t e =
+        cudaMemcpyAsync(f->device.base, h->base, head, cudaMemcpyHostToDevice, b->stream);
+    if (e == cudaSuccess)
+        e = upload(b, f, h->deltas, (size_t)n_deltas * sizeof *h->deltas);
+    if (e == cudaSuccess)
+        e = upload(b, f, h->copies, (size_t)s->n_copies * sizeof *h->copies);
+    if (e == cudaSuccess)
+        e = upload(b, f, h->samples, (size_t)s->n_logits * sizeof *h->samples);
+    if (e == cudaSuccess)
+        e = upload(b, f, h->decode, 2 * (size_t)b->n_spans * sizeof *h->decode);
+    if (e == cudaSuccess)
+        e = upload(b, f, h->merges, (size_t)b->n_merges * sizeof *h->merges);
+    if (e == cudaSuccess)
+        e = upload(b, f, h->prefill, (size_t)b->n_prefill * sizeof *h->prefill);
+    if (e == cudaSuccess)
+        e = upload(b, f, h->ids, (size_t)n_ids * 4);
+    if (e == cudaSuccess)
+        e = upload(b, f, h->bias, (size_t)n_ids * 4);
+    if (e == cudaSuccess && n_deltas > 0)
+        e = (cudaError_t)scatter_cuda(b->block_table, f->device.deltas, n_deltas, b->stream);
+    if (e == cudaSuccess && s->n_copies > 0)
+        e = (cudaError_t)kv_copy_cuda(b->kv, b->kv_layer_elements, b->opts.n_layers,
+                                      b->opts.n_kv_heads, b->opts.head_dim, f->device.copies,
+                                      s->n_copies, b->stream);
+    return e == cudaSuccess ? E_OK : cuda_fail(err, e, "step upload");
+}
+
+/* Tokens of the step before the newest one; zero rows when there is none. */
+static cudaError_t take_previous(struct cuda_backend *b, struct sample_token *tokens)
+{
+    struct flight *f = &b->flights[b->step_count % STEPS_IN_FLIGHT];
+    if (!f->used)
+        return cudaSuccess;
+    cudaError_t e = cudaEventSynchronize(f->done);
+    if (e == cudaSuccess)
+        memcpy(tokens, f->tokens_host, (size_t)f->n_logits * sizeof *tokens);
+    f->used = false;
+    return e;
+}
+
+int backend_cuda_drain(struct backend *base, struct sample_token *tokens, struct err *err)
+{
+    struct cuda_backend *b = cuda_self(base);
+    b->step_count++;
+    cudaError_t e = take_previous(b, tokens);
+    return e == cudaSuccess ? E_OK : cuda_fail(err, e, "step");
+}
+
+void backend_cuda_slot_open(struct backend *base, int32_t slot)
+{
+    struct cuda_backend *b = cuda_self(base);
+    CHECK(slot >= 0 && slot < b->opts.slots);
+    b->history[slot] = (struct slot_history){0};
+}
+
+int cuda_step_end(struct backend *base, struct sample_token *tokens, struct err *err)
+{
+    struct cuda_backend *b = cuda_self(base);
+    cudaError_t e = (cudaError_t)b->launch_error;
+    struct flight *f = b->now;
+    if (e == cudaSuccess && f->n_logits > 0)
+        e = cudaMemcpyAsync(f->tokens_host, f->tokens_device, (size_t)f->n_logits * sizeof *tokens,
+                            cudaMemcpyDeviceToHost, b->stream);
+    if (e == cudaSuccess)
+        e = cudaEventRecord(f->done, b->stream);
+    b->step_count++;
+    if (e == cudaSuccess)
+        e = take_previous(b, tokens);
+    return e == cudaSuccess ? E_OK : cuda_fail(err, e, "step");
+}

@@ -1,0 +1,221 @@
+/* Times of the CUDA ops on this card as shares of ceilings measured in the same run: copy (bytes
+ * read + written) and an 8192^3 bf16 product. Random data; medians of 20. Not a test: prints a
+ * table. */
+#include <cuda_runtime.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "engine/backend_cuda.h"
+#include "kernels/kernels_cuda.h"
+
+enum { RUNS = 20 };
+static uint16_t noise[1 << 20];
+
+static void fill(void *device, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += sizeof noise)
+        cudaMemcpy((char *)device + at, noise, TR_MIN(sizeof noise, bytes - at),
+                   cudaMemcpyHostToDevice);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+struct timer {
+    cudaEvent_t from, to;
+    float ms[RUNS];
+    int n;
+};
+static void timer_open(struct timer *t)
+{
+    cudaEventCreate(&t->from);
+    cudaEventCreate(&t->to);
+    t->n = 0;
+}
+static double timer_median(struct timer *t)
+{
+    qsort(t->ms, (size_t)t->n, sizeof t->ms[0], by_value);
+    return t->ms[t->n / 2];
+}
+#define TIMED(t, stream, call)                                                                     \
+    for (int run_ = -3; run_ < RUNS; run_++) {                                                     \
+        cudaEventRecord((t)->from, stream);                                                        \
+        call;                                                                                      \
+        cudaEventRecord((t)->to, stream);                                                          \
+        cudaEventSynchronize((t)->to);                                                             \
+        if (run_ >= 0)                                                                             \
+            cudaEventElapsedTime(&(t)->ms[(t)->n++], (t)->from, (t)->to);                          \
+    }
+
+static double copy_rate(void)
+{
+    void *a, *b;
+    const size_t bytes = (size_t)4 << 30;
+    cudaMalloc(&a, bytes);
+    cudaMalloc(&b, bytes);
+    fill(a, (size_t)64 << 20);
+    struct timer t;
+    timer_open(&t);
+    TIMED(&t, 0, cudaMemcpyAsync(b, a, bytes, cudaMemcpyDeviceToDevice, 0));
+    cudaFree(a);
+    cudaFree(b);
+    return 2.0 * (double)bytes / timer_median(&t) * 1e-9; /* TB/s */
+}
+
+/* Decode attention of `slots` sequences at context `ctx`, R1-Distill-Qwen-1.5B's heads. */
+static void decode_row(int slots, int ctx, int chunk, double copy)
+{
+    struct err err = {0};
+    struct backend *b;
+    const int pages = (ctx + 63) / 64, rows = slots * chunk;
+    struct backend_opts o = {.rows_cap = rows,
+                             .logits_cap = 16,
+                             .n_layers = 1,
+                             .slots = slots,
+                             .n_pages = slots * pages,
+                             .pages_per_slot = pages,
+                             .n_heads = 12,
+                             .n_kv_heads = 2,
+                             .head_dim = 128,
+                             .vocab_size = 1000,
+                             .dtype = DTYPE_BF16};
+    if (backend_cuda_open(&b, &o, 0, &err) < 0) {
+        printf("%s\n", err.msg);
+        exit(1);
+    }
+    struct buffer qkv, out;
+    if (b->ops->buffer_open(b, &qkv, rows, 2048, &err) < 0 ||
+        b->ops->buffer_open(b, &out, rows, 1536, &err) < 0)
+        exit(1);
+    fill(qkv.data, (size_t)rows * 2048 * 2);
+    const size_t kv_bytes = (size_t)o.n_pages * 2 * 2 * 64 * 128 * 2;
+    int32_t *table = malloc((size_t)o.n_pages * 4), *position = malloc((size_t)rows * 4);
+    int32_t *slot = malloc((size_t)rows * 4), *tokens = calloc((size_t)rows, 4);
+    for (int i = 0; i < o.n_pages; i++)
+        table[i] = (int)((int64_t)i * 7919 % o.n_pages);
+    for (int i = 0; i < rows; i++)
+        slot[i] = i / chunk, position[i] = ctx - chunk + i % chunk;
+    struct step step = {.rows = {rows, position, slot, table, pages}, .tokens = tokens};
+    if (b->ops->step_begin(b, &step, &err) < 0)
+        exit(1);
+    struct attention_shape shape = {12, 2, 128, 0};
+    cudaStream_t stream = backend_cuda_stream(b);
+    fill(backend_cuda_kv(b), kv_bytes);
+    struct timer t;
+    timer_open(&t);
+    TIMED(&t, stream, b->ops->attention(b, &out, &qkv, 0, &shape));
+    const double ms = timer_median(&t);
+    if (chunk == 1) {
+        const double rate = (double)slots * ctx * 1024.0 / ms * 1e-9;
+        printf("decode  %5d slots ctx %6d  %8.1f us  %6.2f TB/s of keys and values  %5.1f %% of "
+               "copy\n",
+               slots, ctx, ms * 1e3, rate, 100 * rate / copy);
+    } else {
+        double pairs = 0;
+        for (int i = 0; i < chunk; i++)
+            pairs += ctx - chunk + i + 1;
+        const double flop = 4.0 * 12 * 128 * pairs * slots;
+        printf("prefill %5d x %5d at ctx %6d  %8.1f us  %6.1f TFLOP/s\n", slots, chunk, ctx,
+               ms * 1e3, flop / ms * 1e-9);
+    }
+    fflush(stdout);
+    cudaError_t e = cudaDeviceSynchronize();
+    if (e != cudaSuccess)
+        printf("error: %s\n", cudaGetErrorString(e));
+    b->ops->close(b);
+    free(table), free(position), free(slot), free(tokens);
+}
+
+static void sampler_row(int rows, float temperature, float top_p, int top_k, int n_top, double copy)
+{
+    const int v = 151936;
+    float *logits, *scratch;
+    struct sample_cuda *params, *host = calloc((size_t)rows, sizeof *host);
+    struct sample_token *tokens;
+    int32_t *last;
+    const size_t bytes = (size_t)rows * (size_t)v * 4;
+    cudaMalloc((void **)&logits, bytes);
+    cudaMalloc((void **)&scratch, bytes);
+    cudaMalloc((void **)&params, (size_t)rows * sizeof *params);
+    cudaMalloc((void **)&tokens, (size_t)rows * sizeof *tokens);
+    cudaMalloc((void **)&last, (size_t)rows * 4);
+    float *line = malloc((size_t)v * 4 * 8);
+    for (int i = 0; i < v * 8; i++) { /* sum of uniforms: roughly normal, sd about 2.5 */
+        float s = 0;
+        for (int k = 0; k < 6; k++)
+            s += (float)rand() / (float)RAND_MAX - 0.5f;
+        line[i] = s * 3.5f;
+    }
+    for (int r = 0; r < rows; r += 8)
+        cudaMemcpy(logits + (int64_t)r * v, line, (size_t)TR_MIN(8, rows - r) * (size_t)v * 4,
+                   cudaMemcpyHostToDevice);
+    for (int r = 0; r < rows; r++)
+        host[r] = (struct sample_cuda){.temperature = temperature,
+                                       .top_p = top_p,
+                                       .repetition_penalty = 1,
+                                       .top_k = top_k,
+                                       .n_output = 5,
+                                       .forced = -1,
+                                       .n_top = n_top,
+                                       .slot = r,
+                                       .counts_row = -1,
+                                       .rng_key = (uint64_t)r * 77777};
+    cudaMemcpy(params, host, (size_t)rows * sizeof *params, cudaMemcpyHostToDevice);
+    struct timer t;
+    timer_open(&t);
+    TIMED(&t, 0, sample_cuda(logits, scratch, v, v, params, tokens, NULL, last, rows, 0));
+    const double ms = timer_median(&t), floor_ms = (double)bytes / copy * 1e-9;
+    printf("sampler %5d rows T %.1f top_p %.2f top_k %d top %d  %8.1f us  %5.1f %% of one read\n",
+           rows, temperature, top_p, top_k, n_top, ms * 1e3, 100 * floor_ms / ms);
+    cudaFree(logits), cudaFree(scratch), cudaFree(params), cudaFree(tokens), cudaFree(last);
+    free(line), free(host);
+}
+
+static void elementwise_rows(double copy)
+{
+    const int t = 2816, d = 1536, f = 8960;
+    bf16 *x, *y;
+    float *w;
+    cudaMalloc((void **)&x, (size_t)t * 2 * (size_t)f * 2);
+    cudaMalloc((void **)&y, (size_t)t * (size_t)f * 2);
+    cudaMalloc((void **)&w, (size_t)d * 4);
+    fill(x, (size_t)t * 2 * (size_t)f * 2);
+    cudaMemset(w, 0, (size_t)d * 4);
+    struct timer a, b;
+    timer_open(&a);
+    TIMED(&a, 0, rmsnorm_cuda(y, x, w, 1e-6f, t, d, NULL, 0));
+    timer_open(&b);
+    TIMED(&b, 0, swiglu_cuda(y, x, t, f, 0));
+    const double na = timer_median(&a), nb = timer_median(&b);
+    printf("rmsnorm %d x %d  %.1f us  %.1f %% of copy;  swiglu %d x %d  %.1f us  %.1f %%\n", t, d,
+           na * 1e3, 100 * (t * d * 4.0 / na * 1e-9) / copy, t, f, nb * 1e3,
+           100 * (t * f * 6.0 / nb * 1e-9) / copy);
+    cudaFree(x), cudaFree(y), cudaFree(w);
+}
+
+int main(void)
+{
+    for (size_t i = 0; i < TR_COUNT(noise); i++)
+        noise[i] = (uint16_t)((rand() & 0x80ff) | 0x3e00 | (rand() & 0x100)); /* +-0.125 .. 1 */
+    const double copy = copy_rate();
+    printf("%s: copy %.2f TB/s\n", backend_cuda_device_name(0), copy);
+    decode_row(1408, 192, 1, copy);
+    decode_row(1877, 1024, 1, copy);
+    decode_row(1100, 1450, 1, copy);
+    decode_row(64, 8192, 1, copy);
+    decode_row(8, 32768, 1, copy);
+    decode_row(1, 32768, 1, copy);
+    decode_row(22, 128, 128, copy);
+    decode_row(5, 512, 512, copy);
+    decode_row(1, 4096, 1024, copy);
+    elementwise_rows(copy);
+    sampler_row(1408, 0.f, 1.f, 0, -1, copy);
+    sampler_row(1408, 1.f, 1.f, 0, -1, copy);
+    sampler_row(1408, 0.6f, 0.95f, 0, -1, copy);
+    sampler_row(1408, 0.7f, 0.8f, 20, -1, copy);
+    sampler_row(1408, 0.6f, 0.95f, 0, 5, copy);
+    return 0;
+}

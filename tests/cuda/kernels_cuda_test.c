@@ -1,0 +1,387 @@
+/* Every CUDA op against its CPU reference over generated shapes, and row independence bit for bit:
+ * decode against prefill, alone against in company. Needs a GPU; a plain program (no test library),
+ * so it runs on a machine that has only the driver. Exit 0: all held. */
+#include <cuda_runtime.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "engine/backend_cuda.h"
+#include "engine/log.h"
+#include "kernels/kernels_cuda.h"
+
+static int passed, failed;
+static void verdict(bool ok, const char *name, double got, double limit)
+{
+    printf("%s %-58s %.3g (limit %.3g)\n", ok ? "ok  " : "FAIL", name, got, limit);
+    ok ? passed++ : failed++;
+}
+
+static uint64_t state = 88172645463325252u;
+static float uniform(void)
+{
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return (float)((double)(state >> 11) / 9007199254740992.0 * 2 - 1);
+}
+static uint16_t narrow(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+static float widen(uint16_t h)
+{
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+struct rig {
+    struct backend *b;
+    struct backend_opts o;
+    struct cpu *cpu;
+    struct kv_layer cpu_kv;
+    struct buffer qkv, out;
+    const float *cos_sin_device;
+    float *cos_sin;
+};
+
+static void must(int rc, const struct err *err)
+{
+    if (rc < 0) {
+        printf("FAIL %s\n", err->msg);
+        exit(1);
+    }
+}
+
+static void rig_open(struct rig *r, int heads, int kv_heads, int head_dim, int positions, int rows)
+{
+    struct err err = {0};
+    memset(r, 0, sizeof *r);
+    const int pages_per_slot = (positions + 63) / 64;
+    r->o = (struct backend_opts){.rows_cap = rows,
+                                 .logits_cap = 16,
+                                 .n_layers = 1,
+                                 .slots = 8,
+                                 .n_pages = 8 * pages_per_slot,
+                                 .pages_per_slot = pages_per_slot,
+                                 .n_heads = heads,
+                                 .n_kv_heads = kv_heads,
+                                 .head_dim = head_dim,
+                                 .vocab_size = 1000,
+                                 .dtype = DTYPE_BF16};
+    must(backend_cuda_open(&r->b, &r->o, 0, &err), &err);
+    const int64_t cols = (int64_t)(heads + 2 * kv_heads) * head_dim;
+    must(r->b->ops->buffer_open(r->b, &r->qkv, rows, cols, &err), &err);
+    must(r->b->ops->buffer_open(r->b, &r->out, rows, (int64_t)heads * head_dim, &err), &err);
+    r->cos_sin = malloc((size_t)positions * (size_t)head_dim * 4);
+    for (int p = 0; p < positions; p++)
+        for (int i = 0; i < head_dim / 2; i++) {
+            const double angle = p * pow(10000.0, -2.0 * i / head_dim);
+            r->cos_sin[p * head_dim + i] = (float)cos(angle);
+            r->cos_sin[p * head_dim + head_dim / 2 + i] = (float)sin(angle);
+        }
+    must(r->b->ops->vector_open(r->b, &r->cos_sin_device, r->cos_sin, (int64_t)positions * head_dim,
+                                &err),
+         &err);
+    r->cpu = cpu_open((int)TR_MIN(8, (long)8), cpu_isa_best());
+    r->cpu_kv =
+        (struct kv_layer){.dtype = DTYPE_BF16, .n_kv_heads = kv_heads, .head_dim = head_dim};
+    r->cpu_kv.base = calloc((size_t)r->o.n_pages, (size_t)kv_heads * 2 * 64 * (size_t)head_dim * 2);
+}
+
+static void rig_close(struct rig *r)
+{
+    r->b->ops->close(r->b);
+    cpu_close(r->cpu);
+    free(r->cpu_kv.base);
+    free(r->cos_sin);
+}
+
+/* Runs rope_kv and attention of rows [from, to) of one sequence of `slot`; the bytes of out come
+ * back. */
+static void gpu_rows(struct rig *r, const uint16_t *qkv, int from, int to, int slot,
+                     const int32_t *table, int window, uint16_t *out)
+{
+    struct err err = {0};
+    const int n = to - from;
+    const int64_t cols = r->qkv.cols, out_cols = r->out.cols;
+    int32_t *position = malloc((size_t)n * 4), *slots = malloc((size_t)n * 4),
+            *tokens = calloc((size_t)n, 4);
+    for (int i = 0; i < n; i++) {
+        position[i] = from + i;
+        slots[i] = slot;
+    }
+    struct step step = {.rows = {n, position, slots, table, r->o.pages_per_slot}, .tokens = tokens};
+    must(r->b->ops->step_begin(r->b, &step, &err), &err);
+    cudaDeviceSynchronize();
+    cudaMemcpy(r->qkv.data, qkv + from * cols, (size_t)(n * cols) * 2, cudaMemcpyHostToDevice);
+    cudaDeviceSynchronize(); /* small pageable copies return before the bytes have arrived */
+    const struct rope_args rope = {r->cos_sin_device, NULL, NULL, 1e-6f, r->o.n_heads, DTYPE_BF16};
+    const struct attention_shape shape = {r->o.n_heads, r->o.n_kv_heads, r->o.head_dim, window};
+    r->b->ops->rope_kv(r->b, &r->qkv, 0, &rope);
+    r->b->ops->attention(r->b, &r->out, &r->qkv, 0, &shape);
+    struct sample_token none[1];
+    must(r->b->ops->step_end(r->b, none, &err), &err);
+    cudaDeviceSynchronize();
+    cudaMemcpy(out, r->out.data, (size_t)(n * out_cols) * 2, cudaMemcpyDeviceToHost);
+    free(position), free(slots), free(tokens);
+}
+
+static double rms_gap(const uint16_t *got, const float *want, int64_t n)
+{
+    double gap = 0, size = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double d = (double)widen(got[i]) - want[i];
+        gap += d * d, size += (double)want[i] * want[i];
+    }
+    return isfinite(gap) ? sqrt(gap / (size + 1e-30)) : INFINITY;
+}
+
+static void attention_case(int heads, int kv_heads, int head_dim, int n_keys, int window)
+{
+    struct rig r;
+    rig_open(&r, heads, kv_heads, head_dim, n_keys, n_keys);
+    const int64_t cols = r.qkv.cols, out_cols = r.out.cols;
+    uint16_t *qkv = malloc((size_t)(n_keys * cols) * 2);
+    float *wide = malloc((size_t)(n_keys * cols) * 4),
+          *want = malloc((size_t)(n_keys * out_cols) * 4);
+    for (int64_t i = 0; i < n_keys * cols; i++) {
+        qkv[i] = narrow(2.f * uniform());
+        wide[i] = widen(qkv[i]);
+    }
+    int32_t *table = malloc((size_t)r.o.slots * (size_t)r.o.pages_per_slot * 4);
+    for (int i = 0; i < r.o.slots * r.o.pages_per_slot; i++) /* scattered pages, each its own */
+        table[i] = (i * 7 + 3) % r.o.n_pages;
+    for (int i = 0; r.o.n_pages % 7 == 0 && i < r.o.slots * r.o.pages_per_slot; i++)
+        table[i] = i;
+    int32_t *position = malloc((size_t)n_keys * 4), *slots = malloc((size_t)n_keys * 4);
+    for (int i = 0; i < n_keys; i++)
+        position[i] = i, slots[i] = 2;
+    const struct kv_rows rows = {n_keys, position, slots, table, r.o.pages_per_slot};
+    const struct rope_args rope = {r.cos_sin, NULL, NULL, 1e-6f, heads, DTYPE_BF16};
+    rope_kv_cpu(r.cpu, wide, &r.cpu_kv, &rows, &rope);
+    attention_cpu(r.cpu, want, wide, &r.cpu_kv, &rows, heads, window, DTYPE_BF16);
+
+    uint16_t *whole = malloc((size_t)(n_keys * out_cols) * 2),
+             *part = malloc((size_t)(n_keys * out_cols) * 2);
+    char name[128];
+    gpu_rows(&r, qkv, 0, n_keys, 2, table, window, whole);
+    snprintf(name, sizeof name, "attention H%d G%d Dh%d keys %d window %d: CPU", heads, kv_heads,
+             head_dim, n_keys, window);
+    const double gap = rms_gap(whole, want, n_keys * out_cols);
+    verdict(gap < 1e-2, name, gap, 1e-2);
+
+    /* The same rows in odd chunks on another slot, then the last ones as decodes: same bytes. */
+    int64_t differ = 0;
+    for (int from = 0, chunk = 1; from < n_keys; chunk = chunk * 3 % 200 + 2) {
+        const int to = TR_MIN(n_keys, from + chunk);
+        gpu_rows(&r, qkv, from, to, 5, table, window, part + from * out_cols);
+        from = to;
+    }
+    differ += memcmp(whole, part, (size_t)(n_keys * out_cols) * 2) != 0;
+    for (int row = TR_MAX(0, n_keys - 3); row < n_keys; row++) {
+        gpu_rows(&r, qkv, row, row + 1, 5, table, window, part);
+        differ += memcmp(whole + row * out_cols, part, (size_t)out_cols * 2) != 0;
+    }
+    snprintf(name, sizeof name, "attention H%d G%d Dh%d keys %d window %d: chunks, decode", heads,
+             kv_heads, head_dim, n_keys, window);
+    verdict(differ == 0, name, (double)differ, 0);
+    free(qkv), free(wide), free(want), free(table), free(position), free(slots), free(whole),
+        free(part);
+    rig_close(&r);
+}
+
+static void linear_case(int64_t n, int64_t k, bool bias, bool residual)
+{
+    struct err err = {0};
+    struct rig r;
+    const int rows = 700;
+    rig_open(&r, 4, 2, 64, 64, rows);
+    struct buffer x, y;
+    struct weight *w;
+    must(r.b->ops->buffer_open(r.b, &x, rows, k, &err), &err);
+    must(r.b->ops->buffer_open(r.b, &y, rows, n, &err), &err);
+    must(r.b->ops->weight_open(r.b, &w, n, k, DTYPE_BF16, &err), &err);
+    uint16_t *hw = malloc((size_t)(n * k) * 2), *hx = malloc((size_t)(rows * k) * 2);
+    uint16_t *hy = malloc((size_t)(rows * n) * 2), *first = malloc((size_t)n * 2);
+    float *hb = malloc((size_t)n * 4), *wx = malloc((size_t)(rows * k) * 4),
+          *want = malloc((size_t)(rows * n) * 4);
+    float *res = malloc((size_t)(rows * n) * 4);
+    uint16_t *hres = malloc((size_t)(rows * n) * 2);
+    for (int64_t i = 0; i < n * k; i++)
+        hw[i] = narrow(uniform() * 0.1f);
+    for (int64_t i = 0; i < rows * k; i++)
+        hx[i] = narrow(uniform()), wx[i] = widen(hx[i]);
+    for (int64_t i = 0; i < n; i++)
+        hb[i] = widen(narrow(uniform()));
+    for (int64_t i = 0; i < rows * n; i++)
+        hres[i] = narrow(uniform()), res[i] = widen(hres[i]);
+    must(r.b->ops->weight_load(r.b, w, 0, hw, n, &err), &err);
+    const float *db = NULL;
+    must(r.b->ops->vector_open(r.b, &db, hb, n, &err), &err);
+    struct cpu_weight cw = {.dtype = DTYPE_BF16, .n = n, .k = k};
+    cw.data = mem_alloc(cpu_weight_bytes(n, k, DTYPE_BF16), 1);
+    cpu_weight_pack(r.cpu, &cw, 0, hw, n);
+    linear_cpu(r.cpu, want, wx, &cw, bias ? hb : NULL, residual ? res : NULL, rows, DTYPE_BF16);
+    cudaMemcpy(x.data, hx, (size_t)(rows * k) * 2, cudaMemcpyHostToDevice);
+    int64_t differ = 0;
+    double gap = 0;
+    int32_t zeros[700] = {0}, *table = calloc((size_t)r.o.slots * (size_t)r.o.pages_per_slot, 4);
+    int32_t slots[700], positions[700];
+    for (int i = 0; i < rows; i++)
+        slots[i] = 0, positions[i] = i % 64;
+    static const int counts[] = {700, 700, 1, 2, 17, 64, 65, 256, 512};
+    for (size_t c = 0; c < TR_COUNT(counts); c++) {
+        struct step step = {.rows = {counts[c], positions, slots, table, r.o.pages_per_slot},
+                            .tokens = zeros};
+        must(r.b->ops->step_begin(r.b, &step, &err), &err);
+        if (residual)
+            cudaMemcpy(y.data, hres, (size_t)(rows * n) * 2, cudaMemcpyHostToDevice);
+        cudaDeviceSynchronize();
+        r.b->ops->linear(r.b, &y, &x, w, bias ? db : NULL, residual ? &y : NULL);
+        struct sample_token none[1];
+        must(r.b->ops->step_end(r.b, none, &err), &err);
+        cudaDeviceSynchronize();
+        cudaMemcpy(hy, y.data, (size_t)(counts[c] * n) * 2, cudaMemcpyDeviceToHost);
+        gap = fmax(gap, rms_gap(hy, want, counts[c] * n));
+        if (c == 0)
+            memcpy(first, hy, (size_t)n * 2);
+        differ += memcmp(first, hy, (size_t)n * 2) != 0;
+        if (memcmp(first, hy, (size_t)n * 2) != 0)
+            printf("     %d rows differ from %d\n", counts[c], counts[0]);
+    }
+    char name[128];
+    snprintf(name, sizeof name, "linear %lldx%lld%s%s: CPU", (long long)n, (long long)k,
+             bias ? " bias" : "", residual ? " residual" : "");
+    verdict(gap < 5e-3, name, gap, 5e-3);
+    snprintf(name, sizeof name, "linear %lldx%lld: row 0 at 8 step sizes", (long long)n,
+             (long long)k);
+    verdict(differ == 0, name, (double)differ, 0);
+    free(hw), free(hx), free(hy), free(first), free(hb), free(wx), free(want), free(res),
+        free(hres), free(table);
+    mem_free(cw.data);
+    rig_close(&r);
+}
+
+/* Draws equal the CPU's (one rule, one generator; a rounding in exp may move a draw now and then),
+ * and the same row gives the same token anywhere in a launch. */
+static void sampler_case(int v, float temperature, float top_p, int top_k, float min_p, int n_top,
+                         float spread)
+{
+    enum { ROWS = 128 };
+    const int64_t stride = (v + 3) / 4 * 4; /* rows begin at multiples of 16 bytes */
+    float *host = malloc((size_t)ROWS * (size_t)v * 4), *copy = malloc((size_t)v * 4), *logits,
+          *scratch;
+    struct sample_cuda params[ROWS], *device_params;
+    struct sample_token got[ROWS], again[ROWS], *tokens;
+    int32_t *last;
+    void *space = malloc(sample_scratch_bytes(v));
+    for (int64_t i = 0; i < (int64_t)ROWS * v; i++)
+        host[i] = spread * (uniform() + uniform() + uniform());
+    cudaMalloc((void **)&logits, ROWS * (size_t)stride * 4);
+    cudaMalloc((void **)&scratch, ROWS * (size_t)stride * 4);
+    cudaMalloc((void **)&device_params, sizeof params);
+    cudaMalloc((void **)&tokens, sizeof got);
+    cudaMalloc((void **)&last, ROWS * 4);
+    int agree = 0, same = 0, tops = 0;
+    double gap = 0;
+    for (int turn = 0; turn < 2; turn++) { /* the second launch in reversed order */
+        for (int r = 0; r < ROWS; r++) {
+            const int src = turn ? ROWS - 1 - r : r;
+            params[r] = (struct sample_cuda){.temperature = temperature,
+                                             .top_p = top_p,
+                                             .min_p = min_p,
+                                             .repetition_penalty = 1,
+                                             .top_k = top_k,
+                                             .n_output = src,
+                                             .forced = -1,
+                                             .n_top = n_top,
+                                             .slot = r,
+                                             .counts_row = -1,
+                                             .rng_key = 0x9E3779B97F4A7C15u * (uint64_t)(src + 1),
+                                             .choice = 1};
+            cudaMemcpy(logits + r * stride, host + (int64_t)src * v, (size_t)v * 4,
+                       cudaMemcpyHostToDevice);
+        }
+        cudaMemcpy(device_params, params, sizeof params, cudaMemcpyHostToDevice);
+        cudaDeviceSynchronize();
+        sample_cuda(logits, scratch, stride, v, device_params, tokens, NULL, last, ROWS, 0);
+        cudaMemcpy(turn ? again : got, tokens, sizeof got, cudaMemcpyDeviceToHost);
+    }
+    for (int r = 0; r < ROWS; r++) {
+        const struct sample_params p = {.temperature = temperature,
+                                        .top_p = top_p,
+                                        .min_p = min_p,
+                                        .repetition_penalty = 1,
+                                        .top_k = top_k,
+                                        .choice = 1,
+                                        .n_top = TR_MAX(n_top, 0),
+                                        .rng_key = 0x9E3779B97F4A7C15u * (uint64_t)(r + 1)};
+        const struct sample_row row = {.params = &p, .n_output = r, .forced = -1};
+        struct sample_token want;
+        memcpy(copy, host + (int64_t)r * v, (size_t)v * 4);
+        sample_cpu(copy, v, &row, &want, space);
+        agree += got[r].id == want.id;
+        if (got[r].id == want.id)
+            gap = fmax(gap, fabs((double)got[r].logprob - want.logprob));
+        same +=
+            got[r].id == again[ROWS - 1 - r].id && got[r].logprob == again[ROWS - 1 - r].logprob;
+        tops += n_top <= 0 || (got[r].n_top == want.n_top &&
+                               memcmp(got[r].top_ids, want.top_ids, (size_t)n_top * 4) == 0);
+    }
+    char name[160];
+    snprintf(name, sizeof name, "sampler V%d T%.1f p%.2f k%d m%.2f top%d spread %.1f: as the CPU",
+             v, temperature, top_p, top_k, min_p, n_top, spread);
+    verdict(agree >= ROWS - 2 && tops == ROWS && gap < 1e-3, name, ROWS - agree, 2);
+    verdict(same == ROWS, "  the same anywhere in a launch", ROWS - same, 0);
+    cudaFree(logits), cudaFree(scratch), cudaFree(device_params), cudaFree(tokens), cudaFree(last);
+    free(host), free(copy), free(space);
+}
+
+/* A few small cases, for compute-sanitizer. */
+static int small_cases(void)
+{
+    attention_case(12, 2, 128, 200, 0);
+    attention_case(6, 2, 32, 129, 0);
+    attention_case(4, 2, 64, 600, 100);
+    linear_case(1152, 896, true, false);
+    sampler_case(1000, 0.6f, 0.95f, 0, 0.f, 5, 4.f);
+    sampler_case(1000, 1.3f, 0.8f, 20, 0.f, -1, 4.f);
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}
+
+/* usage: kernels_cuda_test [small] */
+int main(int argc, char **argv)
+{
+    log_setup(getenv("VERBOSE") ? LOG_DEBUG : LOG_WARN, LOG_LOGFMT, 1);
+    printf("device %s\n", backend_cuda_device_name(0));
+    if (argc > 1 && strcmp(argv[1], "small") == 0)
+        return small_cases();
+    static const int keys[] = {1, 2, 31, 64, 127, 128, 129, 200, 511, 513, 1025, 1500, 4097};
+    for (size_t i = 0; i < TR_COUNT(keys); i++) {
+        attention_case(12, 2, 128, keys[i], 0);
+        attention_case(6, 2, 32, keys[i], 0);
+        attention_case(14, 2, 64, keys[i], 0);
+        attention_case(8, 8, 128, keys[i], 0);
+        attention_case(16, 2, 128, keys[i], 100);
+    }
+    linear_case(2048, 1536, true, false);
+    linear_case(1536, 1536, false, true);
+    linear_case(17920, 1536, false, false);
+    linear_case(1536, 8960, false, true);
+    linear_case(1152, 896, true, false);
+    for (int v = 1000; v < 200000; v = v == 1000 ? 32003 : v == 32003 ? 151936 : 200000) {
+        sampler_case(v, 0.f, 1.f, 0, 0.f, 5, 2.f);
+        sampler_case(v, 1.f, 1.f, 0, 0.f, -1, 2.f);
+        sampler_case(v, 0.6f, 0.95f, 0, 0.f, -1, 2.f);
+        sampler_case(v, 0.6f, 0.95f, 0, 0.f, 20, 8.f);
+        sampler_case(v, 1.3f, 0.8f, 20, 0.f, -1, 4.f);
+        sampler_case(v, 1.f, 1.f, 50, 0.05f, -1, 4.f);
+        sampler_case(v, 1.f, 0.9f, 1000, 0.f, -1, 1e-3f);
+    }
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}

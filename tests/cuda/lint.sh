@@ -1,0 +1,32 @@
+#!/bin/sh
+# Compiles every CUDA kernel for sm_90a and to PTX, warnings as errors, and fails on register spills in
+# the hot ones. Finds or fetches a toolkit (tools/cuda_toolkit.sh); no GPU is needed.
+# usage: tests/cuda/lint.sh [ARCH...]   e.g. 90a 80 86 89; without one, 90a
+set -eu
+cd "$(dirname "$0")/../.."
+root=$(tools/cuda_toolkit.sh)
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+[ $# -gt 0 ] || set -- 90a
+codes=""
+for arch; do
+    codes="$codes -gencode=arch=compute_$arch,code=[sm_$arch,compute_$arch]"
+done
+failed=0
+for source in kernels/cuda/*.cu; do
+    name=$(basename "$source" .cu)
+    # $codes is a list of words
+    # shellcheck disable=SC2086
+    if ! "$root/bin/nvcc" -std=c++17 -O3 -I. -Werror all-warnings -Xptxas -v -Xcompiler -fPIC \
+        $codes -c "$source" -o "$out/$name.o" >"$out/$name.log" 2>&1; then
+        cat "$out/$name.log"
+        echo "cuda: $source does not compile"
+        failed=1
+    elif grep -E 'spill' "$out/$name.log" | grep -qv ' 0 bytes spill stores, 0 bytes spill loads'; then
+        grep -E 'Compiling|spill' "$out/$name.log"
+        echo "cuda: $source spills registers"
+        failed=1
+    fi
+done
+[ $failed -eq 0 ] && echo "cuda: $(ls kernels/cuda/*.cu | wc -l) kernel files compile for $*, no spills"
+exit $failed
