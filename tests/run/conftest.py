@@ -1,0 +1,45 @@
+"""What the whole-binary tests share: the binary, a clean environment, folders of their own."""
+import os
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BINARY = pathlib.Path(os.environ.get("TRANCHE_BIN") or ROOT / "build/release/tranche").resolve()
+
+
+@pytest.fixture(scope="session")
+def binary():
+    assert BINARY.is_file(), f"{BINARY} is missing: build it, or name one in TRANCHE_BIN"
+    return str(BINARY)
+
+
+@pytest.fixture(scope="session")
+def root():
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    return ROOT / "examples/tiny-model"
+
+
+@pytest.fixture
+def tranche(binary, tmp_path):
+    """tranche("run", ..., stdin="...", env={...}) -> CompletedProcess, run in tmp_path."""
+    def call(*args, stdin="", env=None, timeout=120):
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("TRANCHE_")}
+        return subprocess.run([binary, *map(str, args)], input=stdin.encode(), cwd=tmp_path,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              env={**clean, **(env or {})}, timeout=timeout)
+    return call
+
+
+@pytest.fixture
+def model_copy(tiny_model, tmp_path):
+    """A folder that a test may break."""
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_model, copy)
+    return copy

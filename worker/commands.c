@@ -1,0 +1,191 @@
+/* commands: the small commands, and the step from options to run and export. */
+#include "worker/commands.h"
+
+#include <jansson.h>
+#include <openssl/crypto.h>
+#include <sqlite3.h>
+#include <utf8proc.h>
+
+#include "engine/log.h"
+#include "generated/version.h"
+#include "kernels/kernels.h"
+#include "worker/export.h"
+#include "worker/run.h"
+#include "worker/submit.h"
+
+void command_log_setup(const struct config *config)
+{
+    static const enum log_level levels[] = {LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR, LOG_OFF};
+    static const enum log_format formats[] = {LOG_LOGFMT, LOG_JSON};
+    log_setup(levels[config_choice(config, "log-level")],
+              formats[config_choice(config, "log-format")], 2);
+    if (config->warning[0])
+        LOG(LOG_WARN, "environment_unknown", LOG_S("text", config->warning));
+}
+
+int command_failed(const struct config *config, const struct err *err)
+{
+    fflush(stdout);
+    fprintf(stderr, "tranche %s: %s\n", config->command->name, err->msg);
+    if (err->code == E_USAGE)
+        return EXIT_USAGE;
+    return err->code == E_RETRY ? EXIT_UNREACHABLE : EXIT_MODEL;
+}
+
+/* What run and worker share. */
+static int run_options(struct run_opts *o, const struct config *config, struct err *err)
+{
+    static const enum progress_mode modes[] = {PROGRESS_AUTO, PROGRESS_LIVE, PROGRESS_PLAIN,
+                                               PROGRESS_OFF};
+    run_opts_init(o);
+    o->command = config->command->name;
+    o->db = config_text(config, "db");
+    postgres_opts_from_config(&o->postgres, config);
+    o->batch = config_text(config, "batch");
+    o->run = config_text(config, "run");
+    o->worker_name = config_text(config, "worker-name");
+    o->ignore_generation_config = !config_flag(config, "generation-config");
+    o->default_max_tokens = (int32_t)config_int(config, "default-max-tokens");
+    o->prepare_threads = (int32_t)config_int(config, "prepare-threads");
+    o->claim_rows = config_int(config, "claim-rows");
+    o->claim_bytes = config_int(config, "claim-bytes");
+    o->flush_rows = (int32_t)config_int(config, "flush-rows");
+    o->flush_ns = config_int(config, "flush-interval");
+    o->grace_ns = config_int(config, "grace");
+    o->progress = modes[config_choice(config, "progress")];
+    return model_opts_from_config(&o->model, config, err);
+}
+
+int command_run(const struct config *config)
+{
+    struct err err = {0};
+    struct run_opts o;
+    command_log_setup(config);
+    if (config->n_operands < 1)
+        err_set(&err, E_USAGE, "want a job file (JSONL, or \"-\" for standard input), found none");
+    if (err.code || run_options(&o, config, &err) < 0)
+        return command_failed(config, &err);
+    o.input = config->operands[0];
+    o.strict = config_flag(config, "strict");
+    o.show = (int32_t)config_int(config, "show");
+    return run_main(&o);
+}
+
+/* The Queue options, which every command that talks to a broker has. */
+static void queue_options(struct source_opts *o, const struct config *config)
+{
+    o->url = config_text(config, "source");
+    o->broker_config = config_text(config, "broker-config");
+    o->allow_insecure = config_flag(config, "allow-insecure");
+    o->connect_timeout_ns = config_int(config, "connect-timeout");
+}
+
+int command_worker(const struct config *config)
+{
+    struct err err = {0};
+    struct run_opts o;
+    command_log_setup(config);
+    if (!config_text(config, "source"))
+        err_set(&err, E_USAGE, "want --source URL, as in kafka://localhost:9092/jobs, found none");
+    if (err.code || run_options(&o, config, &err) < 0)
+        return command_failed(config, &err);
+    queue_options(&o.source, config);
+    o.source.group = config_text(config, "group");
+    o.source.partition = (int32_t)config_int(config, "partition");
+    o.source.idle_exit_ns = config_int(config, "idle-exit");
+    return run_main(&o);
+}
+
+int command_init(const struct config *config)
+{
+    struct source_opts queue = {.group = config_text(config, "group"), .partition = -1};
+    struct queue_shape shape = {.partitions = (int32_t)config_int(config, "partitions"),
+                                .replicas = (int32_t)config_int(config, "replicas"),
+                                .from_end = config_flag(config, "from-end")};
+    command_log_setup(config);
+    queue_options(&queue, config);
+    return init_main(&queue, &shape);
+}
+
+int command_submit(const struct config *config)
+{
+    struct err err = {0};
+    struct submit_opts o = {.batch = config_text(config, "batch"), .queue = {.partition = -1}};
+    command_log_setup(config);
+    if (config->n_operands < 1) {
+        err_set(&err, E_USAGE, "want a job file (JSONL), found none");
+        return command_failed(config, &err);
+    }
+    o.file = config->operands[0];
+    queue_options(&o.queue, config);
+    return submit_main(&o);
+}
+
+int command_export(const struct config *config)
+{
+    struct export_opts o = {.db = config_text(config, "db"),
+                            .batch = config_text(config, "batch"),
+                            .run = config_text(config, "run"),
+                            .output = config_text(config, "output"),
+                            .errors = config_text(config, "errors")};
+    command_log_setup(config);
+    if (postgres_is_url(o.db)) {
+        struct err err = {0};
+        err_set(&err, E_USAGE,
+                "--db: want a SQLite file, found a postgres:// URL; export reads no "
+                "other database yet");
+        return command_failed(config, &err);
+    }
+    return export_main(&o);
+}
+
+int command_help(const struct config *config)
+{
+    struct err err = {0};
+    if (config_flag(config, "markdown")) {
+        config_markdown(stdout);
+        return EXIT_WELL;
+    }
+    const struct command_info *about = NULL;
+    if (config->n_operands && config_command_find(&about, config->operands[0], &err) < 0)
+        return command_failed(config, &err);
+    config_help(stdout, about);
+    return EXIT_WELL;
+}
+
+static const char *libpq_version(void)
+{
+    static char text[32];
+    snprintf(text, sizeof text, "%d.%d", PQlibVersion() / 10000, PQlibVersion() % 10000);
+    return text;
+}
+
+static json_t *version_document(void)
+{
+    return json_pack("{s:s, s:s, s:s, s:s, s:{s:s, s:s, s:s, s:s, s:s}, s:s}", "version",
+                     TRANCHE_VERSION, "commit", TRANCHE_COMMIT, "build", TRANCHE_BUILD, "compiler",
+                     TRANCHE_COMPILER, "libraries", "jansson", jansson_version_str(), "sqlite",
+                     sqlite3_libversion(), "libpq", libpq_version(), "utf8proc", utf8proc_version(),
+                     "openssl", OpenSSL_version(OPENSSL_FULL_VERSION_STRING), "isa",
+                     cpu_isa_name(cpu_isa_best()));
+}
+
+int command_version(const struct config *config)
+{
+    json_t *doc = version_document();
+    CHECK(doc);
+    if (config_flag(config, "json")) {
+        json_dumpf(doc, stdout, JSON_INDENT(2));
+        putchar('\n');
+    } else {
+        printf("tranche %s (%s, %s, %s)\n", TRANCHE_VERSION, TRANCHE_COMMIT, TRANCHE_BUILD,
+               TRANCHE_COMPILER);
+        const char *key;
+        json_t *value;
+        json_object_foreach(json_object_get(doc, "libraries"), key, value)
+            printf("  %-10s%s\n", key, json_string_value(value));
+        printf("  %-10s%s\n", "isa", cpu_isa_name(cpu_isa_best()));
+    }
+    json_decref(doc);
+    return EXIT_WELL;
+}

@@ -1,0 +1,53 @@
+/* main: argv to a command, a command's verdict to an exit code. Nothing else. */
+#include "worker/commands.h"
+
+extern char **environ;
+
+static int dispatch(const struct config *config)
+{
+    switch (config->command->id) {
+    case COMMAND_RUN:
+        return command_run(config);
+    case COMMAND_WORKER:
+        return command_worker(config);
+    case COMMAND_INIT:
+        return command_init(config);
+    case COMMAND_SUBMIT:
+        return command_submit(config);
+    case COMMAND_EXPORT:
+        return command_export(config);
+    case COMMAND_TOKENIZE:
+        return command_tokenize(config);
+    case COMMAND_DOCTOR:
+        return command_doctor(config);
+    case COMMAND_BENCH:
+        return command_bench(config);
+    case COMMAND_MIGRATE:
+        return command_migrate(config);
+    case COMMAND_VERSION:
+        return command_version(config);
+    case COMMAND_HELP:
+        return command_help(config);
+    }
+    CHECK(false); /* a command of the table that this switch lacks */
+}
+
+int main(int argc, char **argv)
+{
+    struct config config;
+    struct err err = {0};
+    int status;
+    if (config_open(&config, argc, argv, environ, &err) < 0) {
+        fprintf(stderr, "tranche: %s\n", err.msg);
+        if (argc < 2)
+            config_help(stderr, NULL);
+        status = EXIT_USAGE;
+    } else if (config.help) {
+        config_help(stdout, config.command->id == COMMAND_HELP ? NULL : config.command);
+        status = EXIT_WELL;
+    } else {
+        status = dispatch(&config);
+    }
+    config_close(&config);
+    return status;
+}

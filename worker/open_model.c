@@ -1,0 +1,247 @@
+/* open_model: see open_model.h. */
+#include "worker/open_model.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "engine/backend_cuda.h"
+#include "engine/log.h"
+
+/* "auto" -> ENGINE_CUDA with device_auto where a GPU can be seen; loaded_model_engine falls back.
+ */
+static int device_of(struct model_opts *out, const struct config *config, struct err *err)
+{
+    const char *text = config_text(config, "device");
+    struct engine_opts *e = &out->engine;
+    int at = 0, device = 0;
+    if (strcmp(config_text(config, "engine"), "sim") == 0) {
+        e->kind = ENGINE_SIM;
+    } else if (strcmp(text, "cpu") == 0) {
+        e->kind = ENGINE_CPU;
+    } else if (strcmp(text, "auto") == 0) {
+        struct err none = {0};
+        int64_t bytes;
+        out->device_auto = backend_cuda_free_bytes(0, &bytes, &none) == E_OK && bytes > 0;
+        e->kind = out->device_auto ? ENGINE_CUDA : ENGINE_CPU;
+    } else if (sscanf(text, "cuda:%d%n", &device, &at) == 1 && text[at] == '\0' && device >= 0) {
+        e->kind = ENGINE_CUDA;
+        e->device = device;
+    } else {
+        return err_set(err, E_USAGE, "--device: want auto, cpu or cuda:N, found \"%s\"", text);
+    }
+    return E_OK;
+}
+
+static struct sim_opts sim_opts_of(const struct config *config)
+{
+    return (struct sim_opts){
+        .step_ns = config_int(config, "sim-step"),
+        .tokens_mean = (int32_t)config_int(config, "sim-tokens"),
+        .fail_share = config_real(config, "sim-fail-share"),
+        .poison_id = (int32_t)config_int(config, "sim-poison-id"),
+        .crash_after_steps = config_int(config, "sim-crash-after"),
+    };
+}
+
+int model_opts_from_config(struct model_opts *out, const struct config *config, struct err *err)
+{
+    /* "auto" is the first choice; the others follow enum cpu_isa. */
+    int32_t isa = config_choice(config, "isa") - 1;
+    *out = (struct model_opts){
+        .dir = config_text(config, "model"),
+        .chat_template = config_text(config, "chat-template"),
+        .plain_content = config_flag(config, "plain-content"),
+        .engine = {.slots = (int32_t)config_int(config, "slots"),
+                   .step_tokens = (int32_t)config_int(config, "step-tokens"),
+                   .chunk_tokens = (int32_t)config_int(config, "chunk-tokens"),
+                   .max_model_len = (int32_t)config_int(config, "max-model-len"),
+                   .kv_bytes = config_int(config, "kv-bytes"),
+                   .threads = (int32_t)config_int(config, "threads"),
+                   .isa = isa,
+                   .no_prefix_sharing = !config_flag(config, "prefix-sharing"),
+                   .sim = sim_opts_of(config)},
+    };
+    int rc = device_of(out, config, err);
+    if (rc < 0)
+        return rc;
+    if (!out->dir && out->engine.kind != ENGINE_SIM)
+        return err_set(err, E_USAGE,
+                       "--model: want a model folder, found none (only --engine=sim "
+                       "runs without one)");
+    if (isa > (int32_t)cpu_isa_best())
+        return err_set(err, E_USAGE, "--isa: want one that this CPU has (best: %s), found %s",
+                       cpu_isa_name(cpu_isa_best()), config_text(config, "isa"));
+    return E_OK;
+}
+
+/* A hub cache's last part is a hash: "models--org--name/snapshots/<hash>" says more two steps up.
+ */
+static void name_from_dir(char *name, size_t cap, const char *dir)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s", dir);
+    const char *hub = strstr(path, "models--");
+    if (hub) {
+        size_t n = strcspn(hub, "/"), to = 0;
+        for (size_t i = strlen("models--"); i < n && to + 1 < cap; i++) {
+            bool dashes = hub[i] == '-' && i + 1 < n && hub[i + 1] == '-';
+            name[to++] = dashes ? '/' : hub[i];
+            i += dashes;
+        }
+        name[to] = '\0';
+        return;
+    }
+    for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--)
+        path[n - 1] = '\0';
+    const char *slash = strrchr(path, '/');
+    snprintf(name, cap, "%.*s", (int)cap - 1, slash ? slash + 1 : path);
+}
+
+static void add_eos(struct loaded_model *m, int32_t id)
+{
+    for (int32_t i = 0; i < m->rules.n_eos_ids; i++)
+        if (m->eos_ids[i] == id)
+            return;
+    if (id >= 0 && (size_t)m->rules.n_eos_ids < TR_COUNT(m->eos_ids))
+        m->eos_ids[m->rules.n_eos_ids++] = id;
+}
+
+/* The ids forced when a thinking budget is spent: the marker on its own line, as R1 and Qwen3 write
+ * it themselves, then the blank line before the answer. */
+static int fill_think_close(struct loaded_model *m, struct err *err)
+{
+    struct tokenizer_scratch *scratch = tokenizer_scratch_open(m->tokenizer);
+    if (!scratch)
+        return err_set(err, E_FATAL, "tokenizer: no memory for a thread's scratch");
+    int64_t n = tokenizer_encode(m->tokenizer, scratch, STR("\n</think>\n\n"), 0,
+                                 m->rules.think_close, THINK_CLOSE_MAX, err);
+    tokenizer_scratch_close(scratch);
+    if (n < 0)
+        return (int)n;
+    if (n > THINK_CLOSE_MAX)
+        return err_set(err, E_FATAL,
+                       "tokenizer.json: \"\\n</think>\\n\\n\": want at most %d ids, found %lld",
+                       THINK_CLOSE_MAX, (long long)n);
+    m->rules.n_think_close = (int32_t)n;
+    return E_OK;
+}
+
+static int fill_rules(struct loaded_model *m, struct err *err)
+{
+    m->rules = (struct sequence_rules){.tokenizer = m->tokenizer,
+                                       .eos_ids = m->eos_ids,
+                                       .think_open_id = -1,
+                                       .think_close_id = -1};
+    if (m->model) {
+        const struct model_config *c = model_config(m->model);
+        for (int32_t i = 0; i < c->n_eos_ids; i++)
+            add_eos(m, c->eos_ids[i]);
+    }
+    if (!m->tokenizer)
+        return E_OK;
+    add_eos(m, tokenizer_eos_id(m->tokenizer));
+    m->rules.think_open_id = tokenizer_token_id(m->tokenizer, STR("<think>"));
+    m->rules.think_close_id = tokenizer_token_id(m->tokenizer, STR("</think>"));
+    if (m->rules.think_open_id < 0 || m->rules.think_close_id < 0) {
+        m->rules.think_open_id = m->rules.think_close_id = -1;
+        return E_OK;
+    }
+    return fill_think_close(m, err);
+}
+
+static double seconds_since(int64_t start_ns)
+{
+    return (double)(clock_mono_ns(clock_system()) - start_ns) / 1e9;
+}
+
+/* A tokenizer with more ids than the embedding has rows would index past it. */
+static int check_vocab(const struct loaded_model *m, struct err *err)
+{
+    int64_t rows = m->model ? model_config(m->model)->vocab_size : INT64_MAX;
+    int32_t ids = tokenizer_vocab_size(m->tokenizer);
+    if (ids <= rows)
+        return E_OK;
+    return err_set(err, E_FATAL,
+                   "tokenizer.json: want ids below config.json's vocab_size %lld, found id %d",
+                   (long long)rows, ids - 1);
+}
+
+static int open_text_parts(struct loaded_model *m, const char *dir, const char *template_path,
+                           struct err *err)
+{
+    int64_t start = clock_mono_ns(clock_system());
+    int rc = tokenizer_open(&m->tokenizer, dir, err);
+    if (rc != E_OK)
+        return rc;
+    LOG(LOG_INFO, "tokenizer_loaded", LOG_S("path", dir),
+        LOG_I("ids", tokenizer_vocab_size(m->tokenizer)), LOG_F("seconds", seconds_since(start)));
+    rc = check_vocab(m, err);
+    if (rc != E_OK)
+        return rc;
+    start = clock_mono_ns(clock_system());
+    rc = chat_template_open(&m->chat_template, dir, template_path, err);
+    if (rc == E_OK && m->chat_template)
+        LOG(LOG_INFO, "chat_template_loaded", LOG_S("path", template_path ? template_path : dir),
+            LOG_S("sha256", chat_template_sha256(m->chat_template)),
+            LOG_F("seconds", seconds_since(start)));
+    return rc;
+}
+
+static bool has_tokenizer(const char *dir)
+{
+    char path[PATH_MAX];
+    int n = snprintf(path, sizeof path, "%s/tokenizer.json", dir);
+    return n > 0 && (size_t)n < sizeof path && access(path, F_OK) == 0;
+}
+
+int loaded_model_open(struct loaded_model *out, const struct model_opts *opts, struct err *err)
+{
+    *out = (struct loaded_model){.engine = opts->engine, .device_auto = opts->device_auto};
+    bool sim = opts->engine.kind == ENGINE_SIM;
+    const char *dir = opts->dir;
+    int rc = E_OK;
+    snprintf(out->name, sizeof out->name, "sim");
+    if (dir)
+        name_from_dir(out->name, sizeof out->name, dir);
+    if (!sim) {
+        rc = model_open(&out->model, dir, err);
+        if (rc != E_OK)
+            goto out;
+        dir = model_dir(out->model);
+        out->generation = *model_generation(out->model);
+    }
+    if (dir && (!sim || has_tokenizer(dir)))
+        rc = open_text_parts(out, dir, opts->chat_template, err);
+    if (rc == E_OK)
+        rc = fill_rules(out, err);
+out:
+    if (rc != E_OK)
+        loaded_model_close(out);
+    out->engine.model = out->model;
+    out->engine.rules = out->rules;
+    return rc;
+}
+
+void loaded_model_close(struct loaded_model *m)
+{
+    if (!m)
+        return;
+    chat_template_close(m->chat_template);
+    tokenizer_close(m->tokenizer);
+    model_close(m->model);
+    *m = (struct loaded_model){0};
+}
+
+int loaded_model_engine(struct engine **out, const struct loaded_model *loaded, struct err *err)
+{
+    if (!loaded->device_auto)
+        return engine_open(out, &loaded->engine, err);
+    struct err why = {0};
+    if (engine_open(out, &loaded->engine, &why) == E_OK)
+        return E_OK;
+    LOG(LOG_WARN, "device_fallback", LOG_S("to", "cpu"), LOG_S("why", why.msg));
+    struct engine_opts cpu = loaded->engine;
+    cpu.kind = ENGINE_CPU;
+    return engine_open(out, &cpu, err);
+}

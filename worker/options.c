@@ -1,0 +1,206 @@
+/* options: the one table of commands and options. Order here is the order of --help and of
+ * docs/config.md, which tests/lint/options.py keeps equal to this table. */
+#include "worker/config.h"
+
+#include <assert.h>
+
+enum {
+    RUN = COMMAND_RUN,
+    EXPORT = COMMAND_EXPORT,
+    TOKENIZE = COMMAND_TOKENIZE,
+    DOCTOR = COMMAND_DOCTOR,
+    BENCH = COMMAND_BENCH,
+    WORKER = COMMAND_WORKER,
+    INIT = COMMAND_INIT,
+    SUBMIT = COMMAND_SUBMIT,
+    QUEUE = WORKER | INIT | SUBMIT,
+    WORK = RUN | WORKER,
+    MIGRATE = COMMAND_MIGRATE,
+    ENGINE = WORK | DOCTOR | BENCH,
+    MODEL = ENGINE | TOKENIZE,
+    ALL = MODEL | EXPORT | QUEUE | MIGRATE,
+};
+#define KIB 1024.0
+#define MIB (1024 * KIB)
+#define GIB (1024 * MIB)
+#define TIB (1024 * GIB)
+
+const struct command_info command_table[] = {
+    {COMMAND_RUN, "run", "JOBS.jsonl", "run a file of prompts through a model, rows to a database",
+     "JOBS.jsonl holds one job a line: an OpenAI batch line, or {\"id\", \"prompt\" | "
+     "\"messages\",\n"
+     "...}. \"-\" reads standard input (then --batch names the batch). Run it again after a stop:\n"
+     "only what is missing is done.\n"
+     "Exit: 0 done, 3 --strict and rows failed, 64 options, 65 model or input, 69 database,\n"
+     "70 engine, 130 Ctrl-C with work left, 143 SIGTERM with work left.",
+     1},
+    {COMMAND_WORKER, "worker", "", "run the prompts of a queue through a model, rows to a database",
+     "Takes jobs from --source until it is stopped, or until --idle-exit finds nothing left. A\n"
+     "message is acknowledged after its row has been committed, never before.\n"
+     "Exit: 0 nothing left, 64 options, 65 model or schema, 69 broker or database not reached in\n"
+     "time, 70 engine, 130 Ctrl-C with work left, 143 SIGTERM with work left.",
+     0},
+    {COMMAND_INIT, "init", "", "make a topic or stream and its group, where they are missing",
+     "What is there stays as it is, so that it may run before every start.", 0},
+    {COMMAND_SUBMIT, "submit", "JOBS.jsonl", "send a file of prompts to a queue",
+     "Every id is checked before the first message leaves. Jobs that name no batch get --batch.\n"
+     "After a stop, run it again: it goes on where the broker had confirmed.",
+     1},
+    {COMMAND_EXPORT, "export", "", "write OpenAI batch output and error files from a database",
+     "Rows of one batch, in the order of their input where it is known.", 0},
+    {COMMAND_MIGRATE, "migrate", "", "bring a PostgreSQL database to this build's schema",
+     "Makes schema, tables, views and the roles tranche_owner, tranche_worker, tranche_analyst "
+     "and\n"
+     "tranche_redrive; grant these to your users. Runs as a user who may create schemas and "
+     "roles,\n"
+     "over a direct connection; again and side by side is harmless. Workers only check the "
+     "version.\n"
+     "Exit: 0 done, 64 options, 65 rights or schema, 69 database.",
+     0},
+    {COMMAND_TOKENIZE, "tokenize", "", "JSON strings on standard input to arrays of token ids",
+     "Each input line is one JSON string; each output line is one JSON array of ids. --decode "
+     "goes\n"
+     "the other way. Needs only the tokenizer's files of the folder.",
+     0},
+    {COMMAND_DOCTOR, "doctor", "", "check model folder, memory, CPU and database; say the mend",
+     "Exit: 0 all well, 1 warnings, 2 faults.", 0},
+    {COMMAND_BENCH, "bench", "", "measure this machine's ceilings and our share of them",
+     "Ceilings and model are measured in the same run, so the shares hold on a busy machine too.",
+     0},
+    {COMMAND_VERSION, "version", "", "print version, build, libraries and vector unit", "", 0},
+    {COMMAND_HELP, "help", "[COMMAND]", "explain a command and its options", "", 1},
+};
+const size_t command_count = TR_COUNT(command_table);
+
+const struct option option_table[] = {
+    {"model", MODEL, OPTION_TEXT, NULL, 0, 0, NULL, "DIR", "Model",
+     "Hugging Face model folder: as downloaded, a hub cache, or a ModelScope folder"},
+    {"chat-template", ENGINE, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Model",
+     "Jinja chat template to use in place of the folder's own"},
+
+    {"source", QUEUE, OPTION_TEXT, NULL, 0, 0, NULL, "URL", "Queue",
+     "where jobs come from: kafka://HOST[:PORT][,HOST...]/TOPIC, redis://HOST[:PORT]/STREAM "
+     "(rediss:// with TLS, redis-sentinel://HOST[,HOST...]/STREAM), or file://PATH"},
+    {"group", WORKER | INIT, OPTION_TEXT, "tranche", 0, 0, NULL, "NAME", "Queue",
+     "consumer group: workers of one group share the messages"},
+    {"broker-config", QUEUE, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Queue",
+     "file of `name = value` lines for the broker's client: TLS, SASL; NAME.file reads a secret"},
+    {"allow-insecure", RUN | DOCTOR | MIGRATE | QUEUE, OPTION_FLAG, "false", 0, 0, NULL, NULL,
+     "Queue", "let jobs and rows travel unverified or in plain text to another machine"},
+    {"partition", WORKER, OPTION_INT, "-1", -1, 255, NULL, "N", "Queue",
+     "read only this partition, up to the end that it has now; -1: what the group assigns"},
+    {"idle-exit", WORKER, OPTION_DURATION, "0s", 0, 86400, NULL, "TIME", "Queue",
+     "leave with 0 once nothing was left to do for this long; 0s: never"},
+    {"partitions", INIT, OPTION_INT, "12", 1, 256, NULL, "N", "Queue",
+     "partitions of a new topic: as many workers can share it"},
+    {"replicas", INIT, OPTION_INT, "-1", -1, 32, NULL, "N", "Queue",
+     "replicas of a new topic; -1: the broker's default"},
+    {"from-end", INIT, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Queue",
+     "a new group starts at the end of the topic, not at its first message"},
+    {"connect-timeout", RUN | DOCTOR | MIGRATE | QUEUE, OPTION_DURATION, "60s", 0, 86400, NULL,
+     "TIME", "Queue", "how long the start waits for a broker or database that does not answer"},
+
+    {"engine", WORK | DOCTOR, OPTION_CHOICE, "model", 0, 0, "model|sim", "NAME", "Engine",
+     "model: runs the model; sim: simulated completions, for tests of everything around it"},
+    {"device", ENGINE, OPTION_TEXT, "auto", 0, 0, NULL, "cpu|cuda:N", "Engine",
+     "what the model runs on; auto: the first GPU where this build and the model fit it, else the "
+     "CPU"},
+    {"slots", ENGINE, OPTION_INT, "0", 0, 4096, NULL, "N", "Engine",
+     "sequences that run at once; 0: chosen"},
+    {"max-model-len", ENGINE, OPTION_INT, "0", 0, 1 << 24, NULL, "TOKENS", "Engine",
+     "longest prompt and output together; 0: the model's, cut to what memory holds"},
+    {"kv-bytes", ENGINE, OPTION_SIZE, "0", 0, 64 * TIB, NULL, "SIZE", "Engine",
+     "memory for keys and values; 0: chosen from what is free"},
+    {"step-tokens", ENGINE, OPTION_INT, "0", 0, 1 << 20, NULL, "TOKENS", "Engine",
+     "tokens that one step computes at most; 0: chosen"},
+    {"chunk-tokens", ENGINE, OPTION_INT, "0", 0, 1 << 20, NULL, "TOKENS", "Engine",
+     "longest piece of one prompt in a step; 0: the step's budget"},
+    {"prefix-sharing", ENGINE, OPTION_FLAG, "true", 0, 0, NULL, NULL, "Engine",
+     "compute and store a prefix that prompts share once; changes no byte of output"},
+    {"threads", ENGINE, OPTION_INT, "0", 0, 1024, NULL, "N", "Engine",
+     "compute threads; 0: the CPUs this process may run on"},
+    {"isa", ENGINE, OPTION_CHOICE, "auto", 0, 0, "auto|scalar|avx2|avx512", "NAME", "Engine",
+     "vector unit; auto: the best that this CPU has"},
+
+    {"db", WORK | EXPORT | DOCTOR | MIGRATE, OPTION_TEXT, "tranche.db", 0, 0, NULL, "FILE|URL",
+     "Rows", "SQLite file, made where it does not exist; or postgres://user@host/database"},
+    {"db-password-file", WORK | DOCTOR | MIGRATE, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Rows",
+     "file with the password for --db; read again at each connect"},
+    {"run", WORK | EXPORT, OPTION_TEXT, "main", 0, 0, NULL, "NAME", "Rows",
+     "name of the run: another model or parameter set runs beside it under its own name"},
+    {"batch", WORK | EXPORT | SUBMIT, OPTION_TEXT, NULL, 0, 0, NULL, "NAME", "Rows",
+     "batch of jobs that name none; default: the file's name without its suffix, or the topic"},
+    {"flush-rows", WORK, OPTION_INT, "512", 1, 65536, NULL, "N", "Rows",
+     "rows that one transaction writes at most"},
+    {"flush-interval", WORK, OPTION_DURATION, "5s", 0.01, 3600, NULL, "TIME", "Rows",
+     "longest wait of a finished row for its transaction"},
+    {"show", RUN, OPTION_INT, "0", 0, 1000, NULL, "N", "Rows",
+     "at the end print the first N rows, the counts and what to try next"},
+
+    {"default-max-tokens", WORK, OPTION_INT, "2048", 1, 1 << 24, NULL, "TOKENS", "Jobs",
+     "max_tokens of chat jobs that name none"},
+    {"plain-content", WORK, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Jobs",
+     "encode message contents as plain text, so that no special token in them is obeyed; the "
+     "default gives Hugging Face's ids"},
+    {"generation-config", WORK, OPTION_FLAG, "true", 0, 0, NULL, NULL, "Jobs",
+     "the folder's generation_config.json stands in where a job names no sampling parameter"},
+    {"claim-rows", WORK, OPTION_INT, "16384", 1, 1 << 24, NULL, "N", "Jobs",
+     "jobs held in memory at once"},
+    {"claim-bytes", WORK, OPTION_SIZE, "256MiB", 64 * KIB, TIB, NULL, "SIZE", "Jobs",
+     "their bytes"},
+    {"worker-name", WORK, OPTION_TEXT, NULL, 0, 0, NULL, "NAME", "Jobs",
+     "what rows say of who ran them; default: host:pid"},
+    {"prepare-threads", WORK, OPTION_INT, "0", 0, 256, NULL, "N", "Jobs",
+     "threads that render templates and tokenize; 0: chosen"},
+    {"grace", WORK, OPTION_DURATION, "30s", 0, 86400, NULL, "TIME", "Jobs",
+     "after Ctrl-C or SIGTERM, let running sequences finish for this long"},
+    {"strict", RUN, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Jobs",
+     "exit 3 when a row failed or was invalid"},
+    {"progress", WORK, OPTION_CHOICE, "auto", 0, 0, "auto|live|plain|off", "KIND", "Jobs",
+     "auto: a live line on a terminal, else plain lines"},
+
+    {"sim-step", WORK, OPTION_DURATION, "0s", 0, 60, NULL, "TIME", "Simulated engine",
+     "time that a step takes"},
+    {"sim-tokens", WORK, OPTION_INT, "32", 1, 65536, NULL, "N", "Simulated engine",
+     "mean length of a completion"},
+    {"sim-fail-share", WORK, OPTION_REAL, "0", 0, 1, NULL, "SHARE", "Simulated engine",
+     "share of requests that fail"},
+    {"sim-poison-id", WORK, OPTION_INT, "-1", -1, 1 << 24, NULL, "ID", "Simulated engine",
+     "a prompt with this token id kills the process; -1: none"},
+    {"sim-crash-after", WORK, OPTION_INT, "0", 0, 1e15, NULL, "STEPS", "Simulated engine",
+     "the process kills itself at this step; 0: never"},
+
+    {"output", EXPORT, OPTION_TEXT, "-", 0, 0, NULL, "FILE", "Files",
+     "batch output file; \"-\": standard output"},
+    {"errors", EXPORT, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Files",
+     "batch error file; default: the output's name with .errors.jsonl, made when there is one"},
+
+    {"decode", TOKENIZE, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Tokens",
+     "arrays of ids in, JSON strings out"},
+    {"add-special", TOKENIZE, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Tokens",
+     "add what the tokenizer puts around a text (bos, eos)"},
+    {"plain-text", TOKENIZE, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Tokens",
+     "special tokens written in the text are plain text"},
+    {"skip-special", TOKENIZE, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Tokens",
+     "with --decode: leave special tokens out"},
+
+    {"compare", BENCH, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Measuring",
+     "earlier --json output: print each figure beside it"},
+    {"text", BENCH, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Measuring",
+     "text for the tokenizer; default: words of its own vocabulary, common ones more often"},
+    {"measure", BENCH, OPTION_DURATION, "2s", 0.05, 600, NULL, "TIME", "Measuring",
+     "time spent on each figure at least"},
+
+    {"json", DOCTOR | BENCH | COMMAND_VERSION, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Output",
+     "one JSON document on standard output"},
+    {"markdown", COMMAND_HELP, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Output",
+     "all commands and options as Markdown: docs/config.md"},
+    {"config", ALL, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Output",
+     "file of `name = value` lines; # starts a comment line"},
+    {"log-level", ALL, OPTION_CHOICE, "info", 0, 0, "debug|info|warn|error|off", "LEVEL", "Output",
+     "lowest level that is logged on standard error"},
+    {"log-format", ALL, OPTION_CHOICE, "logfmt", 0, 0, "logfmt|json", "FORMAT", "Output",
+     "form of the log lines"},
+};
+const size_t option_count = TR_COUNT(option_table);
+static_assert(TR_COUNT(option_table) <= CONFIG_OPTIONS_MAX, "CONFIG_OPTIONS_MAX");
