@@ -1,0 +1,355 @@
+/* result: ids -> text, reasoning and answer, choices, logprobs, sanitising, `correct`. The model is
+ * the tiny one's tokenizer where ids matter, or none (a byte is a token). */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "worker/prepare.h"
+#include "worker/result.h"
+
+static const char folder[] = "examples/tiny-model";
+static struct loaded_model bytes_model, tiny;
+static struct prepare_scratch bytes_scratch, tiny_scratch;
+static struct result_scratch scratch;
+static struct prepare_context prepare_ctx;
+static struct result_context result_ctx;
+static struct tokenizer_scratch *encoder;
+
+static int set_up(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    bytes_model.rules = (struct sequence_rules){.think_open_id = -1, .think_close_id = -1};
+    struct model_opts opts = {.dir = folder, .engine = {.kind = ENGINE_SIM}};
+    if (loaded_model_open(&tiny, &opts, &err) < 0 ||
+        prepare_scratch_open(&bytes_scratch, &bytes_model, &err) < 0 ||
+        prepare_scratch_open(&tiny_scratch, &tiny, &err) < 0)
+        fail_msg("%s", err.msg);
+    encoder = tokenizer_scratch_open(tiny.tokenizer);
+    return encoder ? 0 : -1;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    tokenizer_scratch_close(encoder);
+    prepare_scratch_close(&bytes_scratch);
+    prepare_scratch_close(&tiny_scratch);
+    result_scratch_close(&scratch);
+    loaded_model_close(&tiny);
+    return 0;
+}
+
+/* A job with its choices, as if the engine had just taken it. */
+static struct job *begin(const struct loaded_model *model, const char *line)
+{
+    struct err err = {0};
+    prepare_ctx = (struct prepare_context){.model = model,
+                                           .params = {.default_max_tokens = 64,
+                                                      .vocab_size = 512,
+                                                      .max_model_len = 4096,
+                                                      .thinks = true},
+                                           .defaults = {STR("main"), STR("b")}};
+    result_ctx = (struct result_context){.model = model,
+                                         .fingerprint = "test",
+                                         .config_revision = "r1",
+                                         .worker = "w",
+                                         .source_label = STR("b.jsonl"),
+                                         .mono_to_wall_ns = 1000};
+    struct job *job = job_open(strlen(line));
+    memcpy((char *)(uintptr_t)job->message.ptr, line, strlen(line));
+    job->origin = job_str(job, STR("b:1"));
+    job->place = job_str(job, STR("\"line\":1"));
+    prepare_job(job, &prepare_ctx, model == &tiny ? &tiny_scratch : &bytes_scratch);
+    if (job->err.code || prepare_choices(job, &err) < 0)
+        fail_msg("%s %s", job->err.msg, err.msg);
+    for (int32_t i = 0; i < job->n_choices; i++)
+        job->choices[i].finished.end =
+            (struct sequence_end){.reason = FINISH_STOP, .stop_id = -1, .stop_string = -1};
+    return job;
+}
+
+/* The choice's ids from text, special tokens obeyed. */
+static void say(struct job *job, int32_t choice, const char *text)
+{
+    struct err err = {0};
+    struct generated *g = &job->choices[choice].out;
+    int64_t n =
+        tokenizer_encode(tiny.tokenizer, encoder, str_of(text), 0, g->ids, (size_t)g->cap, &err);
+    assert_true(n >= 0 && n <= g->cap);
+    g->n = (int32_t)n;
+}
+
+static const struct result *finish(struct job *job)
+{
+    assert_true(result_render(job, &result_ctx, &scratch));
+    return job->result;
+}
+
+static void expect(struct str s, const char *want)
+{
+    if (!want ? s.ptr != NULL : !(s.ptr && str_eq(s, str_of(want))))
+        fail_msg("want %s, got " STR_FMT, want ? want : "NULL", STR_ARG(s));
+}
+
+#define CHAT "{\"id\":\"a\",\"messages\":[{\"role\":\"user\",\"content\":\"1+1\"}]"
+
+static void primed_prompt_splits_at_the_first_close(void **state)
+{
+    (void)state;
+    struct job *job = begin(&tiny, CHAT ",\"expected\":\" 2\"}");
+    assert_true(job->prompts[0].thinking);
+    say(job, 0, "\nsum: 2\n</think>\n\nThe answer is \\boxed{2}. </think>");
+    const struct result *r = finish(job);
+    expect(r->reasoning, "sum: 2");
+    expect(r->answer, "The answer is \\boxed{2}. </think>");
+    assert_int_equal(r->correct, 1);
+    assert_int_equal(r->status, RESULT_OK);
+    assert_true(r->reasoning_tokens > 0 && r->reasoning_tokens < r->completion_tokens);
+    expect(r->choices, "[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"The answer "
+                       "is \\\\boxed{2}. </think>\",\"reasoning_content\":\"sum: 2\",\"refusal\":"
+                       "null},\"logprobs\":null,\"finish_reason\":\"stop\",\"stop_reason\":null}]");
+    job_close(job);
+}
+
+static void without_close_all_is_reasoning(void **state)
+{
+    (void)state;
+    struct job *job = begin(&tiny, CHAT ",\"expected\":2}");
+    say(job, 0, "carry 1");
+    const struct result *r = finish(job);
+    expect(r->reasoning, "carry 1");
+    expect(r->answer, NULL);
+    assert_int_equal(r->correct, 0);
+    assert_int_equal(r->reasoning_tokens, r->completion_tokens);
+    assert_non_null(strstr(r->choices.ptr, "\"content\":null"));
+    job_close(job);
+}
+
+static void unprimed_prompt_is_left_whole(void **state)
+{
+    (void)state;
+    struct job *job = begin(&tiny, "{\"id\":\"a\",\"prompt\":\"1+1\",\"max_tokens\":64}");
+    assert_false(job->prompts[0].thinking);
+    say(job, 0, " a </think> b ");
+    const struct result *r = finish(job);
+    expect(r->answer, " a </think> b ");
+    expect(r->reasoning, NULL);
+    job_close(job);
+    job = begin(&tiny, "{\"id\":\"a\",\"prompt\":\"1+1\",\"max_tokens\":64}");
+    say(job, 0, "<think>\nq\n</think>\nb"); /* it opens one itself */
+    r = finish(job);
+    expect(r->answer, "b");
+    expect(r->reasoning, "q");
+    assert_non_null(strstr(r->choices.ptr, "<think>\\nq\\n</think>\\nb"));
+    job_close(job);
+}
+
+static void stop_string_cuts_bytes(void **state)
+{
+    (void)state;
+    struct job *job = begin(&tiny, "{\"id\":\"a\",\"prompt\":\"x\",\"stop\":\"END\"}");
+    say(job, 0, "abcEND");
+    job->choices[0].finished.end = (struct sequence_end){
+        .reason = FINISH_STOP, .stop_id = -1, .stop_string = 0, .text_bytes = 3};
+    const struct result *r = finish(job);
+    expect(r->answer, "abc");
+    assert_non_null(strstr(r->choices.ptr, "\"stop_reason\":\"END\""));
+    job_close(job);
+}
+
+/* One id for each of the bytes, found by asking the tokenizer. */
+static int32_t id_of_byte(unsigned char byte)
+{
+    for (int32_t id = 0; id < tokenizer_vocab_size(tiny.tokenizer); id++) {
+        struct str s = tokenizer_token_bytes(tiny.tokenizer, id);
+        if (s.len == 1 && (unsigned char)s.ptr[0] == byte)
+            return id;
+    }
+    return -1;
+}
+
+static const struct result *say_bytes(struct job *job, const char *bytes, size_t n)
+{
+    struct generated *g = &job->choices[0].out;
+    for (size_t i = 0; i < n; i++) {
+        g->ids[i] = id_of_byte((unsigned char)bytes[i]);
+        assert_true(g->ids[i] >= 0);
+    }
+    g->n = (int32_t)n;
+    return finish(job);
+}
+
+static void half_a_character_becomes_valid_utf8(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *bytes, *want;
+        size_t n;
+    } cases[] = {{"\xe4\xbd\xa0\xe5\xa5", "\xe4\xbd\xa0\xef\xbf\xbd", 5}, /* Chinese, cut */
+                 {"ok \xf0\x9f\xab", "ok \xef\xbf\xbd", 6},               /* emoji, cut */
+                 {"a\0b",
+                  "a\xef\xbf\xbd"
+                  "b",
+                  3}, /* NUL */
+                 {"\xff\xfe", "\xef\xbf\xbd\xef\xbf\xbd", 2}};
+    for (size_t i = 0; i < TR_COUNT(cases); i++) {
+        struct job *job = begin(&tiny, "{\"id\":\"a\",\"prompt\":\"x\"}");
+        const struct result *r = say_bytes(job, cases[i].bytes, cases[i].n);
+        expect(r->answer, cases[i].want);
+        assert_true(r->sanitized);
+        assert_int_equal(r->raw.len, cases[i].n);
+        assert_memory_equal(r->raw.ptr, cases[i].bytes, cases[i].n);
+        job_close(job);
+    }
+    struct job *job = begin(&tiny, "{\"id\":\"a\",\"prompt\":\"x\"}");
+    const struct result *r = say_bytes(job, "\xf0\x9f\xab\xa8", 4);
+    expect(r->answer, "\xf0\x9f\xab\xa8");
+    assert_false(r->sanitized);
+    assert_null(r->raw.ptr);
+    job_close(job);
+}
+
+static void a_later_choice_keeps_its_bytes(void **state)
+{
+    (void)state;
+    struct job *job = begin(&tiny, "{\"id\":\"a\",\"prompt\":\"x\",\"n\":2}");
+    say(job, 0, "fine");
+    job->choices[1].out.ids[0] = id_of_byte(0xFF);
+    job->choices[1].out.n = 1;
+    const struct result *r = finish(job);
+    assert_true(r->sanitized);
+    assert_null(r->raw.ptr);
+    assert_non_null(strstr(r->choices.ptr, "\"raw_hex\":\"ff\""));
+    expect(r->answer, "fine");
+    job_close(job);
+}
+
+static void chat_logprobs_have_openai_s_shape(void **state)
+{
+    (void)state;
+    struct job *job = begin(&bytes_model, CHAT ",\"logprobs\":true,\"top_logprobs\":1}");
+    struct generated *g = &job->choices[0].out;
+    g->n = 1;
+    g->ids[0] = 'A' - ' ';
+    g->logprobs[0] = -0.5f;
+    g->top_ids[0] = 'B' - ' ';
+    g->top_logprobs[0] = -0.25f;
+    const struct result *r = finish(job);
+    expect(r->logprobs, "[{\"content\":[{\"token\":\"A\",\"logprob\":-0.5,\"bytes\":[65],"
+                        "\"top_logprobs\":[{\"token\":\"B\",\"logprob\":-0.25,\"bytes\":[66]}]}],"
+                        "\"refusal\":null}]");
+    job_close(job);
+}
+
+static void completion_logprobs_have_openai_s_shape(void **state)
+{
+    (void)state;
+    struct job *job = begin(&bytes_model, "{\"id\":\"a\",\"prompt\":\"x\",\"logprobs\":1}");
+    struct generated *g = &job->choices[0].out;
+    g->n = 2;
+    for (int i = 0; i < 2; i++) {
+        g->ids[i] = 'A' - ' ' + i;
+        g->logprobs[i] = i ? -1e30f : -0.5f;
+        g->top_ids[i] = 'A' - ' ';
+        g->top_logprobs[i] = -0.5f;
+    }
+    const struct result *r = finish(job);
+    expect(r->logprobs, "[{\"tokens\":[\"A\",\"B\"],\"token_logprobs\":[-0.5,-9999.0],"
+                        "\"top_logprobs\":[{\"A\":-0.5},{\"A\":-0.5,\"B\":-9999.0}],"
+                        "\"text_offset\":[0,1]}]");
+    job_close(job);
+}
+
+static void prompt_logprobs_have_vllm_s_shape(void **state)
+{
+    (void)state;
+    struct job *job =
+        begin(&bytes_model, "{\"id\":\"a\",\"prompt\":[33,34],\"prompt_logprobs\":0}");
+    struct generated *g = &job->choices[0].out;
+    g->prompt_logprobs[1] = -2;
+    const struct result *r = finish(job);
+    expect(r->prompt_logprobs, "[[null,{\"34\":{\"logprob\":-2.0,\"decoded_token\":\"B\"}}]]");
+    job_close(job);
+}
+
+static void a_failed_choice_fails_the_row(void **state)
+{
+    (void)state;
+    struct job *job = begin(&bytes_model, "{\"id\":\"a\",\"prompt\":\"x\",\"n\":2}");
+    job->choices[1].finished.end.reason = FINISH_FAILED;
+    err_typed(&job->choices[1].finished.err, E_JOB, "nan_logits", "row 3: NaN");
+    const struct result *r = finish(job);
+    assert_int_equal(r->status, RESULT_FAILED);
+    expect(r->error_code, "nan_logits");
+    expect(r->error_detail, "row 3: NaN");
+    expect(r->choices, NULL);
+    job_close(job);
+}
+
+static void answers_are_judged(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *answer, *expected;
+        bool correct;
+    } cases[] = {{"42", "42", true},
+                 {" 42\n", "42 ", true},
+                 {"42.", "42", false},
+                 {"so \\boxed{41} no, \\boxed{42}", "42", true},
+                 {"\\boxed{\\frac{1}{2}}", "\\frac{1}{2}", true},
+                 {"\\boxed{4", "\\boxed{4", true},
+                 {"\\boxed{42} and 7", "7", false},
+                 {"", "", true},
+                 {"", "x", false}};
+    for (size_t i = 0; i < TR_COUNT(cases); i++)
+        if (answer_is_correct(str_of(cases[i].answer), str_of(cases[i].expected)) !=
+            cases[i].correct)
+            fail_msg("case %zu", i);
+}
+
+static void refused_jobs_have_rows_too(void **state)
+{
+    (void)state;
+    struct job *job = begin(&bytes_model, "{\"id\":\"a\",\"prompt\":\"x\"}");
+    assert_true(result_refuse(job, &result_ctx, RESULT_INVALID, "bad_json", "near \xff", 5));
+    assert_int_equal(job->result->status, RESULT_INVALID);
+    expect(job->result->error_detail, "near \xef\xbf\xbd");
+    expect(job->result->source, "{\"source\":\"b.jsonl\",\"line\":1,\"position\":0}");
+    job_close(job);
+}
+
+static void output_hash_tells_outputs_apart(void **state)
+{
+    (void)state;
+    uint8_t first[32];
+    struct job *job = begin(&tiny, "{\"id\":\"a\",\"prompt\":\"x\"}");
+    say(job, 0, "one");
+    memcpy(first, finish(job)->output_sha256, 32);
+    assert_memory_equal(finish(job)->output_sha256, first, 32);
+    say(job, 0, "two");
+    assert_memory_not_equal(finish(job)->output_sha256, first, 32);
+    job_close(job);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(primed_prompt_splits_at_the_first_close),
+        cmocka_unit_test(without_close_all_is_reasoning),
+        cmocka_unit_test(unprimed_prompt_is_left_whole),
+        cmocka_unit_test(stop_string_cuts_bytes),
+        cmocka_unit_test(half_a_character_becomes_valid_utf8),
+        cmocka_unit_test(a_later_choice_keeps_its_bytes),
+        cmocka_unit_test(chat_logprobs_have_openai_s_shape),
+        cmocka_unit_test(completion_logprobs_have_openai_s_shape),
+        cmocka_unit_test(prompt_logprobs_have_vllm_s_shape),
+        cmocka_unit_test(a_failed_choice_fails_the_row),
+        cmocka_unit_test(answers_are_judged),
+        cmocka_unit_test(refused_jobs_have_rows_too),
+        cmocka_unit_test(output_hash_tells_outputs_apart),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
