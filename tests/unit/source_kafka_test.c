@@ -1,0 +1,352 @@
+/* source_kafka: the protocol's errors, injected by the client library's mock cluster, one at a
+ * time. The source is driven as the worker's source thread drives it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <librdkafka/rdkafka.h>
+#include <librdkafka/rdkafka_mock.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "engine/log.h"
+#include "worker/job.h"
+#include "worker/source_kafka.h"
+
+enum { FETCH = 1, OFFSET_COMMIT = 8, JOIN_GROUP = 11, HEARTBEAT = 12, MESSAGES = 40 };
+static const int64_t SECOND = 1000000000;
+
+static struct mock {
+    rd_kafka_t *rk;
+    rd_kafka_mock_cluster_t *cluster;
+    char url[256], config[64];
+    struct source_opts opts;
+    struct source *source;
+    struct err err;
+    int assigned, revoked, lost, gaps;
+    int64_t from; /* what the sink has on record */
+    struct job *jobs[MESSAGES * 4];
+    int n;
+} m;
+
+static void produce(int n)
+{
+    for (int i = 0; i < n; i++) {
+        char text[64];
+        int len = snprintf(text, sizeof text, "{\"id\":\"%d\",\"prompt\":\"x\"}", i);
+        assert_int_equal(rd_kafka_producev(m.rk, RD_KAFKA_V_TOPIC("t"), RD_KAFKA_V_PARTITION(0),
+                                           RD_KAFKA_V_VALUE(text, (size_t)len),
+                                           RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY),
+                                           RD_KAFKA_V_END),
+                         0);
+    }
+    assert_int_equal(rd_kafka_flush(m.rk, 10000), 0);
+}
+
+static int setup(void **state)
+{
+    char why[256];
+    (void)state;
+    m = (struct mock){.from = -1};
+    log_setup(LOG_OFF, LOG_LOGFMT, 2);
+    m.rk = rd_kafka_new(RD_KAFKA_PRODUCER, NULL, why, sizeof why);
+    m.cluster = rd_kafka_mock_cluster_new(m.rk, 1);
+    rd_kafka_mock_topic_create(m.cluster, "t", 1, 1);
+    rd_kafka_brokers_add(m.rk, rd_kafka_mock_cluster_bootstraps(m.cluster));
+    snprintf(m.url, sizeof m.url, "kafka://%s/t", rd_kafka_mock_cluster_bootstraps(m.cluster));
+    snprintf(m.config, sizeof m.config, "/tmp/source_kafka_test_XXXXXX");
+    int fd = mkstemp(m.config);
+    assert_true(fd >= 0);
+    assert_true(dprintf(fd, "session.timeout.ms = 6000\nheartbeat.interval.ms = 200\n") > 0);
+    close(fd);
+    m.opts = (struct source_opts){.url = m.url,
+                                  .group = "g",
+                                  .broker_config = m.config,
+                                  .partition = -1,
+                                  .connect_timeout_ns = 5 * SECOND};
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    for (int i = 0; i < m.n; i++)
+        job_close(m.jobs[i]);
+    source_close(m.source);
+    rd_kafka_mock_cluster_destroy(m.cluster);
+    rd_kafka_destroy(m.rk);
+    unlink(m.config);
+    return 0;
+}
+
+static int open_source(void)
+{
+    return source_open(&m.source, &m.opts, clock_system(), &m.err);
+}
+
+/* One round of the source thread; the class of what failed. */
+static int turn(int64_t rows)
+{
+    struct source_service news;
+    bool drained;
+    int rc = m.source->ops->service(m.source, &news, &m.err);
+    m.assigned += news.n_assigned;
+    m.revoked += news.n_revoked;
+    m.lost += news.n_lost;
+    m.gaps += news.n_gaps;
+    for (int32_t i = 0; i < news.n_assigned; i++)
+        (void)m.source->ops->start(m.source, news.assigned[i], m.from, &m.err);
+    if (news.n_revoked)
+        (void)m.source->ops->flushed(m.source, &m.err);
+    struct source_budget budget = {rows, 1 << 20};
+    if (rows == 0)
+        return rc;
+    int n = m.source->ops->claim(m.source, &budget, m.jobs + m.n, MESSAGES * 4 - m.n, SECOND / 20,
+                                 &drained, &m.err);
+    m.n += TR_MAX(n, 0);
+    return n < 0 ? n : rc;
+}
+
+/* Turns until there are n jobs or the time is over. */
+static void turn_until(int n, int64_t seconds)
+{
+    int64_t until = clock_mono_ns(clock_system()) + seconds * SECOND;
+    while (m.n < n && clock_mono_ns(clock_system()) < until)
+        assert_int_not_equal(turn(MESSAGES), E_FATAL);
+    assert_int_equal(m.n, n);
+}
+
+static struct kafka_partition *partition(void)
+{
+    return &kafka_of(m.source)->partitions[0];
+}
+
+static void turn_for(double seconds, int64_t rows)
+{
+    int64_t until = clock_mono_ns(clock_system()) + (int64_t)(seconds * 1e9);
+    while (clock_mono_ns(clock_system()) < until) {
+        (void)turn(rows);
+        if (!rows)
+            clock_sleep_ns(clock_system(), SECOND / 50);
+    }
+}
+
+static void claims_and_commits_what_is_done(void **state)
+{
+    (void)state;
+    produce(MESSAGES);
+    assert_int_equal(open_source(), E_OK);
+    turn_until(MESSAGES, 20);
+    for (int i = 0; i < MESSAGES; i++) {
+        assert_int_equal(m.jobs[i]->position, i + 1);
+        assert_int_equal(m.jobs[i]->from_position, i);
+        assert_int_equal(m.jobs[i]->sequence, i);
+    }
+    assert_int_equal(m.source->ops->ack(m.source, m.jobs + 1, MESSAGES - 1, &m.err), E_OK);
+    assert_int_equal(kafka_watermark_value(&partition()->watermark), 0);
+    assert_int_equal(m.source->ops->ack(m.source, m.jobs, 1, &m.err), E_OK);
+    assert_int_equal(kafka_commit(kafka_of(m.source), true, &m.err), E_OK);
+    assert_int_equal(partition()->sent, MESSAGES);
+    assert_int_equal(kafka_group_lag(kafka_of(m.source)), 0);
+}
+
+static void starts_where_the_sink_says(void **state)
+{
+    (void)state;
+    produce(MESSAGES);
+    m.from = 30;
+    assert_int_equal(open_source(), E_OK);
+    turn_until(MESSAGES - 30, 20);
+    assert_int_equal(m.jobs[0]->position, 31);
+    assert_int_equal(m.jobs[0]->from_position, 30);
+}
+
+static void a_position_behind_the_end_is_refused(void **state)
+{
+    (void)state;
+    produce(MESSAGES);
+    m.from = MESSAGES + 5;
+    assert_int_equal(open_source(), E_OK);
+    turn_for(6, MESSAGES);
+    assert_int_equal(m.assigned, 1);
+    assert_true(partition()->refused);
+    assert_int_equal(m.n, 0);
+}
+
+static void no_right_to_the_topic_is_fatal(void **state)
+{
+    (void)state;
+    rd_kafka_mock_topic_set_error(m.cluster, "t", RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
+    assert_int_equal(open_source(), E_FATAL);
+    assert_non_null(strstr(m.err.msg, "authorization"));
+}
+
+static void an_unknown_topic_is_fatal(void **state)
+{
+    (void)state;
+    rd_kafka_mock_topic_set_error(m.cluster, "t", RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART);
+    assert_int_equal(open_source(), E_FATAL);
+    assert_non_null(strstr(m.err.msg, "tranche init"));
+}
+
+static void no_broker_is_worth_a_retry(void **state)
+{
+    (void)state;
+    rd_kafka_mock_broker_set_down(m.cluster, 1);
+    m.opts.connect_timeout_ns = SECOND;
+    assert_int_equal(open_source(), E_RETRY);
+}
+
+static void no_right_to_the_group_is_fatal(void **state)
+{
+    (void)state;
+    rd_kafka_mock_push_request_errors(
+        m.cluster, JOIN_GROUP, 3, RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED,
+        RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED, RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED);
+    assert_int_equal(open_source(), E_OK);
+    int rc = E_OK;
+    for (int i = 0; i < 100 && rc != E_FATAL; i++)
+        rc = turn(MESSAGES);
+    assert_int_equal(rc, E_FATAL);
+    assert_non_null(strstr(m.err.msg, "GROUP_AUTHORIZATION_FAILED"));
+}
+
+/* A refused commit is sent again, whatever the refusal. */
+static void refused_commits_are_sent_again(void **state)
+{
+    static const rd_kafka_resp_err_t codes[] = {
+        RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS, RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
+        RD_KAFKA_RESP_ERR_NOT_COORDINATOR, RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+        RD_KAFKA_RESP_ERR_OFFSET_METADATA_TOO_LARGE};
+    (void)state;
+    produce(MESSAGES);
+    assert_int_equal(open_source(), E_OK);
+    turn_until(MESSAGES, 20);
+    for (size_t i = 0; i < TR_COUNT(codes); i++) {
+        assert_int_equal(m.source->ops->ack(m.source, m.jobs + i, 1, &m.err), E_OK);
+        rd_kafka_mock_push_request_errors(m.cluster, OFFSET_COMMIT, 1, codes[i]);
+        turn_for(4, MESSAGES);
+        assert_int_equal(partition()->sent, i + 1);
+    }
+    rd_kafka_mock_clear_request_errors(m.cluster, OFFSET_COMMIT);
+    assert_int_equal(m.source->ops->ack(m.source, m.jobs, MESSAGES, &m.err), E_OK);
+    assert_int_equal(kafka_commit(kafka_of(m.source), true, &m.err), E_OK);
+    assert_int_equal(kafka_group_lag(kafka_of(m.source)), 0);
+}
+
+/* A zombie wakes: the group goes on without it. Its partitions are lost, and it joins again. */
+static void a_member_that_was_thrown_out_joins_again(void **state)
+{
+    (void)state;
+    produce(MESSAGES);
+    assert_int_equal(open_source(), E_OK);
+    turn_until(MESSAGES, 20);
+    rd_kafka_mock_push_request_errors(m.cluster, HEARTBEAT, 1, RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID);
+    m.from = 10;
+    turn_until(MESSAGES + MESSAGES - 10, 20);
+    assert_int_equal(m.lost, 1);
+    assert_int_equal(m.assigned, 2);
+    assert_int_equal(m.jobs[MESSAGES]->from_position, 10);
+    /* The old delivery of offset 12 ends: that is the row of the new one too. */
+    assert_int_equal(m.source->ops->ack(m.source, m.jobs, 11, &m.err), E_OK);
+    assert_int_equal(kafka_watermark_value(&partition()->watermark), 11);
+}
+
+static void offsets_out_of_range_are_looked_up_again(void **state)
+{
+    (void)state;
+    produce(MESSAGES);
+    rd_kafka_mock_push_request_errors(m.cluster, FETCH, 1, RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE);
+    assert_int_equal(open_source(), E_OK);
+    turn_until(MESSAGES, 20);
+    for (int i = 0; i < MESSAGES; i++)
+        assert_int_equal(m.jobs[i]->position, i + 1);
+}
+
+static void a_broker_that_goes_and_comes_loses_nothing(void **state)
+{
+    (void)state;
+    produce(MESSAGES / 2);
+    assert_int_equal(open_source(), E_OK);
+    turn_until(MESSAGES / 2, 20);
+    rd_kafka_mock_broker_set_down(m.cluster, 1);
+    turn_for(2, MESSAGES);
+    rd_kafka_mock_broker_set_up(m.cluster, 1);
+    produce(MESSAGES / 2);
+    /* The client waits up to 10 s between its attempts to connect. */
+    for (int s = 0; s < 60 && (m.n == 0 || m.jobs[m.n - 1]->position != MESSAGES); s++)
+        turn_for(1, MESSAGES);
+    for (int i = 0, want = 0; i < m.n; i++) { /* after a lost assignment from the start again */
+        want = m.jobs[i]->position == 1 ? 1 : want + 1;
+        assert_int_equal(m.jobs[i]->position, want);
+    }
+    assert_int_equal(m.jobs[m.n - 1]->position, MESSAGES);
+}
+
+static void no_room_pauses_and_loses_nothing(void **state)
+{
+    (void)state;
+    assert_int_equal(open_source(), E_OK);
+    turn_for(6, MESSAGES);
+    assert_int_equal(m.assigned, 1);
+    turn_for(1, 0);
+    assert_true(kafka_of(m.source)->paused);
+    produce(MESSAGES);
+    turn_for(1, 0);
+    (void)turn(MESSAGES / 4); /* less than half: the pause goes on */
+    assert_true(kafka_of(m.source)->paused);
+    assert_int_equal(m.n, 0);
+    turn_until(MESSAGES, 20);
+    for (int i = 0; i < MESSAGES; i++)
+        assert_int_equal(m.jobs[i]->position, i + 1);
+}
+
+static void every_named_error_has_its_class(void **state)
+{
+    static const struct {
+        rd_kafka_resp_err_t code;
+        int class;
+    } cases[] = {{RD_KAFKA_RESP_ERR__FATAL, E_FATAL},
+                 {RD_KAFKA_RESP_ERR__AUTHENTICATION, E_FATAL},
+                 {RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED, E_FATAL},
+                 {RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, E_FATAL},
+                 {RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED, E_FATAL},
+                 {RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED, E_FATAL},
+                 {RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION, E_FATAL},
+                 {RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL, E_FATAL},
+                 {RD_KAFKA_RESP_ERR__PARTITION_EOF, E_OK},
+                 {RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION, E_OK},
+                 {RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID, E_OK},
+                 {RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS, E_OK},
+                 {RD_KAFKA_RESP_ERR__MAX_POLL_EXCEEDED, E_OK},
+                 {RD_KAFKA_RESP_ERR__TRANSPORT, E_RETRY},
+                 {RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN, E_RETRY},
+                 {RD_KAFKA_RESP_ERR__TIMED_OUT, E_RETRY},
+                 {RD_KAFKA_RESP_ERR__RESOLVE, E_RETRY}};
+    (void)state;
+    for (size_t i = 0; i < TR_COUNT(cases); i++)
+        assert_int_equal(kafka_error_class(cases[i].code), cases[i].class);
+}
+
+#define MOCKED(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {MOCKED(claims_and_commits_what_is_done),
+                                       MOCKED(starts_where_the_sink_says),
+                                       MOCKED(a_position_behind_the_end_is_refused),
+                                       MOCKED(no_right_to_the_topic_is_fatal),
+                                       MOCKED(an_unknown_topic_is_fatal),
+                                       MOCKED(no_broker_is_worth_a_retry),
+                                       MOCKED(no_right_to_the_group_is_fatal),
+                                       MOCKED(refused_commits_are_sent_again),
+                                       MOCKED(a_member_that_was_thrown_out_joins_again),
+                                       MOCKED(offsets_out_of_range_are_looked_up_again),
+                                       MOCKED(a_broker_that_goes_and_comes_loses_nothing),
+                                       MOCKED(no_room_pauses_and_loses_nothing),
+                                       cmocka_unit_test(every_named_error_has_its_class)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

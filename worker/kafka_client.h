@@ -1,0 +1,27 @@
+/* kafka_client: what the source, the producer and init share of the client library: its properties,
+ * the topic's metadata, the classes of its errors. */
+#ifndef TRANCHE_WORKER_KAFKA_CLIENT_H
+#define TRANCHE_WORKER_KAFKA_CLIENT_H
+
+#include <librdkafka/rdkafka.h>
+
+#include "worker/source_open.h"
+
+/* Properties: hosts and client id, then the caller's, then the operator's file, and the check that
+ * no plain text leaves the machine unasked. Errors: E_USAGE, E_FATAL. The caller's to destroy. */
+int kafka_client_conf(rd_kafka_conf_t **out, const struct source_url *url,
+                      const struct source_opts *opts, const char *const (*pairs)[2], size_t n,
+                      struct err *err) TR_MUSTCHECK;
+/* Asks for the topic until it answers or the time is over; *failed is what an error callback may
+ * set meanwhile; partitions may be NULL. E_RETRY: no broker; E_FATAL: no such topic, no right to.
+ */
+int kafka_client_topic(rd_kafka_t *rk, const char *topic, int64_t timeout_ns,
+                       const struct err *failed, int32_t *partitions, struct err *err) TR_MUSTCHECK;
+/* Waits for any broker. E_RETRY. */
+int kafka_client_reach(rd_kafka_t *rk, int64_t timeout_ns, struct err *err) TR_MUSTCHECK;
+/* The class of what the library says: E_OK: goes by itself; E_RETRY; E_FATAL. Pure. */
+int kafka_error_class(rd_kafka_resp_err_t code);
+/* NUL-terminated; mem_free it. NULL: no memory. */
+char *kafka_client_copy(struct str s);
+
+#endif

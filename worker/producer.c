@@ -1,0 +1,51 @@
+/* producer: see producer.h. */
+#include "worker/producer.h"
+
+#include "worker/kafka_producer.h"
+#include "worker/redis_producer.h"
+
+static const struct scheme {
+    const char *name;
+    int (*open)(struct producer **, const struct source_url *, const struct source_opts *,
+                struct err *);
+    int (*init)(const struct source_url *, const struct source_opts *, const struct queue_shape *,
+                bool *, struct err *);
+} schemes[] = {
+    {"kafka", kafka_producer_open, kafka_queue_init},
+    {"redis", redis_producer_open, redis_queue_init},
+    {"rediss", redis_producer_open, redis_queue_init},
+    {"redis-sentinel", redis_producer_open, redis_queue_init},
+    {"rediss-sentinel", redis_producer_open, redis_queue_init},
+};
+
+static int find(const struct scheme **out, struct source_url *url, const struct source_opts *opts,
+                struct err *err)
+{
+    int rc = source_url_parse(url, str_of(opts->url ? opts->url : ""), err);
+    for (size_t i = 0; rc >= 0 && i < TR_COUNT(schemes); i++)
+        if (str_eq(url->scheme, str_of(schemes[i].name))) {
+            *out = &schemes[i];
+            return E_OK;
+        }
+    return rc < 0
+               ? rc
+               : err_set(err, E_USAGE, "\"" STR_FMT "\": want the URL of a queue, as in %s://...",
+                         STR_ARG(url->scheme), schemes[0].name);
+}
+
+int producer_open(struct producer **out, const struct source_opts *opts, struct err *err)
+{
+    const struct scheme *scheme;
+    struct source_url url;
+    int rc = find(&scheme, &url, opts, err);
+    return rc < 0 ? rc : scheme->open(out, &url, opts, err);
+}
+
+int queue_init(const struct source_opts *opts, const struct queue_shape *shape, bool *made,
+               struct err *err)
+{
+    const struct scheme *scheme;
+    struct source_url url;
+    int rc = find(&scheme, &url, opts, err);
+    return rc < 0 ? rc : scheme->init(&url, opts, shape, made, err);
+}
