@@ -1,0 +1,331 @@
+/* sink_sqlite: one row a key whatever is sent twice, lookups, attempts, parking, totals, refusals.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <sqlite3.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "worker/sink.h"
+#include "worker/text.h"
+
+static char path[64];
+
+static int set_up(void **state)
+{
+    (void)state;
+    strcpy(path, "/tmp/tranche-sink-XXXXXX");
+    int fd = mkstemp(path);
+    close(fd);
+    return fd < 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    char side[80];
+    unlink(path);
+    snprintf(side, sizeof side, "%s-wal", path);
+    unlink(side);
+    snprintf(side, sizeof side, "%s-shm", path);
+    unlink(side);
+    return 0;
+}
+
+static struct sink *open_sink(void)
+{
+    struct sink *s = NULL;
+    struct err err = {0};
+    struct sqlite_opts opts = {.path = path, .busy_ns = 50000000};
+    if (sink_sqlite_open(&s, &opts, &err) < 0)
+        fail_msg("%s", err.msg);
+    return s;
+}
+
+static int64_t ask(const char *sql)
+{
+    sqlite3 *db;
+    sqlite3_stmt *st;
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    if (sqlite3_prepare_v2(db, sql, -1, &st, NULL) != SQLITE_OK)
+        fail_msg("%s: %s", sql, sqlite3_errmsg(db));
+    assert_int_equal(sqlite3_step(st), SQLITE_ROW);
+    int64_t n = sqlite3_column_int64(st, 0);
+    sqlite3_finalize(st);
+    sqlite3_close(db);
+    return n;
+}
+
+static void run_sql(const char *sql)
+{
+    sqlite3 *db;
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    if (sqlite3_exec(db, sql, NULL, NULL, NULL) != SQLITE_OK)
+        fail_msg("%s: %s", sql, sqlite3_errmsg(db));
+    sqlite3_close(db);
+}
+
+static struct result make_result(const char *id, const char *payload, enum result_status status)
+{
+    struct result r = {.key = {STR("main"), STR("b"), str_of(id)},
+                       .status = status,
+                       .answer = str_of(payload),
+                       .correct = -1,
+                       .attempts = 1,
+                       .finished_ns = 1769860800123000000};
+    sha256_of(str_of(payload), r.request_sha256);
+    sha256_of(str_of(id), r.output_sha256);
+    return r;
+}
+
+static struct commit_counts commit_rows(struct sink *s, const struct result *rows, size_t n)
+{
+    const struct result *list[16];
+    struct commit_counts counts;
+    struct err err = {0};
+    for (size_t i = 0; i < n; i++)
+        list[i] = &rows[i];
+    struct commit c = {.results = list, .n_results = n, .now_ns = 1769860800000000000};
+    if (s->ops->commit(s, &c, &counts, &err) < 0)
+        fail_msg("%s", err.msg);
+    return counts;
+}
+
+static void first_row_of_a_key_stays(void **state)
+{
+    (void)state;
+    struct sink *s = open_sink();
+    struct result rows[2] = {make_result("a", "one", RESULT_OK),
+                             make_result("b", "x", RESULT_INVALID)};
+    struct commit_counts counts = commit_rows(s, rows, 2);
+    assert_int_equal(counts.inserted, 2);
+    counts = commit_rows(s, rows, 2); /* the outcome of a COMMIT was not known: sent again */
+    assert_int_equal(counts.inserted, 0);
+    assert_int_equal(counts.already, 2);
+    rows[0] = make_result("a", "two", RESULT_OK);
+    commit_rows(s, rows, 1);
+    assert_int_equal(ask("SELECT count(*) FROM results"), 2);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE answer='one'"), 1);
+    assert_int_equal(ask("SELECT rows_ok FROM batches WHERE batch_id='b'"), 1);
+    assert_int_equal(ask("SELECT rows_invalid FROM batches"), 1);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE "
+                         "finished_at='2026-01-31T12:00:00.123Z'"),
+                     2);
+    sink_close(s);
+}
+
+static void lookup_tells_four_states(void **state)
+{
+    (void)state;
+    struct sink *s = open_sink();
+    struct result row = make_result("a", "one", RESULT_OK);
+    commit_rows(s, &row, 1);
+    run_sql("INSERT INTO cancellations (run,batch_id,custom_id) VALUES ('main','b','c'), "
+            "('main','gone','')");
+    uint8_t one[32], two[32];
+    sha256_of(STR("one"), one);
+    sha256_of(STR("two"), two);
+    struct lookup l[] = {{.key = {STR("main"), STR("b"), STR("a")}, .sha256 = one},
+                         {.key = {STR("main"), STR("b"), STR("a")}, .sha256 = two},
+                         {.key = {STR("main"), STR("b"), STR("c")}, .sha256 = one},
+                         {.key = {STR("main"), STR("gone"), STR("z")}, .sha256 = one},
+                         {.key = {STR("blue"), STR("b"), STR("a")}, .sha256 = two}};
+    static const enum lookup_state want[] = {LOOKUP_SAME, LOOKUP_CONFLICT, LOOKUP_CANCELLED,
+                                             LOOKUP_CANCELLED, LOOKUP_ABSENT};
+    struct err err = {0};
+    assert_int_equal(s->ops->lookup(s, l, TR_COUNT(l), &err), E_OK);
+    for (size_t i = 0; i < TR_COUNT(l); i++)
+        assert_int_equal(l[i].state, want[i]);
+    sink_close(s);
+}
+
+static void attempts_are_durable_until_the_row(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    struct key key = {STR("main"), STR("b"), STR("a")};
+    int32_t n = 0;
+    for (int start = 1; start <= 3; start++) { /* three processes, each of which dies */
+        struct sink *s = open_sink();
+        assert_int_equal(s->ops->count_attempts(s, &key, 1, 1, &n, &err), E_OK);
+        assert_int_equal(n, start);
+        sink_close(s);
+    }
+    struct sink *s = open_sink();
+    assert_int_equal(s->ops->count_attempts(s, &key, 1, -1, &n, &err), E_OK);
+    assert_int_equal(n, 2);
+    uint8_t sha[32] = {0};
+    struct lookup l = {.key = key, .sha256 = sha};
+    assert_int_equal(s->ops->lookup(s, &l, 1, &err), E_OK);
+    assert_int_equal(l.attempts, 2);
+    struct result row = make_result("a", "one", RESULT_OK);
+    commit_rows(s, &row, 1);
+    assert_int_equal(ask("SELECT count(*) FROM job_attempts"), 0);
+    sink_close(s);
+}
+
+static void dead_letters_and_progress_share_the_transaction(void **state)
+{
+    (void)state;
+    struct sink *s = open_sink();
+    struct err err = {0};
+    struct commit_counts counts;
+    struct dead_letter d = {.source_key = STR("main/b/b:2"),
+                            .key = {STR("main"), STR("b"), STR("a")},
+                            .reason = STR("id_conflict"),
+                            .payload = {"\0\xff", 2},
+                            .seen_ns = 1769860800000000000};
+    struct progress p = {STR("main"), STR("file"), STR("b.jsonl"), 0, 77, 2};
+    struct commit c = {.dead_letters = &d,
+                       .n_dead_letters = 1,
+                       .progress = &p,
+                       .n_progress = 1,
+                       .now_ns = 1769860800000000000};
+    assert_int_equal(s->ops->commit(s, &c, &counts, &err), E_OK);
+    assert_int_equal(counts.dead_letters, 1);
+    d.seen_ns += 1000000000;
+    assert_int_equal(s->ops->commit(s, &c, &counts, &err), E_OK);
+    assert_int_equal(counts.dead_letters, 0);
+    assert_int_equal(ask("SELECT count(*) FROM dead_letters WHERE payload=x'00ff'"), 1);
+    assert_int_equal(ask("SELECT dead_letters FROM batches"), 1);
+    assert_int_equal(ask("SELECT position FROM partition_progress"), 77);
+    sink_close(s);
+}
+
+static void parked_state_comes_back_and_goes_with_the_row(void **state)
+{
+    (void)state;
+    struct sink *s = open_sink();
+    struct err err = {0};
+    struct key key = {STR("main"), STR("b"), STR("a")};
+    struct parked p = {.key = key, .choice = 1, .n = 3, .state = {"\1\0\2", 3}, .parked_ns = 1},
+                  got;
+    assert_int_equal(s->ops->park(s, &p, 1, &err), E_OK);
+    assert_int_equal(s->ops->unpark(s, &key, 1, &got, &err), E_OK);
+    assert_int_equal(got.n, 3);
+    assert_memory_equal(got.state.ptr, "\1\0\2", 3);
+    assert_int_equal(s->ops->unpark(s, &key, 0, &got, &err), E_OK);
+    assert_int_equal(got.n, 0);
+    struct result row = make_result("a", "one", RESULT_OK);
+    commit_rows(s, &row, 1);
+    assert_int_equal(ask("SELECT count(*) FROM parked"), 0);
+    sink_close(s);
+}
+
+static void output_sum_ignores_order_and_processes(void **state)
+{
+    (void)state;
+    struct result rows[3] = {make_result("a", "1", RESULT_OK), make_result("b", "2", RESULT_OK),
+                             make_result("c", "3", RESULT_FAILED)};
+    struct totals first, second;
+    struct err err = {0};
+    struct sink *s = open_sink();
+    commit_rows(s, rows, 3);
+    assert_int_equal(s->ops->totals(s, &first, &err), E_OK);
+    sink_close(s);
+    run_sql("DELETE FROM results; DELETE FROM batches");
+    for (int i = 2; i >= 0; i--) {
+        s = open_sink();
+        commit_rows(s, &rows[i], 1);
+        commit_rows(s, &rows[i], 1);
+        assert_int_equal(s->ops->totals(s, &second, &err), E_OK);
+        sink_close(s);
+    }
+    assert_memory_equal(first.outputs_sha256, second.outputs_sha256, 32);
+    assert_int_equal(second.rows[RESULT_OK], 2);
+    assert_int_equal(second.rows[RESULT_FAILED], 1);
+}
+
+static void a_failed_commit_leaves_nothing(void **state)
+{
+    (void)state;
+    struct sink *s = open_sink();
+    struct err err = {0};
+    struct commit_counts counts;
+    struct result rows[2] = {make_result("a", "1", RESULT_OK), make_result("b", "2", RESULT_OK)};
+    rows[1].key.run = (struct str){NULL, 0}; /* NOT NULL: the second row cannot be stored */
+    const struct result *list[2] = {&rows[0], &rows[1]};
+    struct commit c = {.results = list, .n_results = 2, .now_ns = 1};
+    assert_int_equal(s->ops->commit(s, &c, &counts, &err), E_FATAL);
+    assert_int_equal(ask("SELECT count(*) FROM results"), 0);
+    assert_int_equal(ask("SELECT count(*) FROM batches"), 0);
+    commit_rows(s, rows, 1); /* and the connection is usable */
+    sink_close(s);
+}
+
+static void a_locked_database_is_a_retry(void **state)
+{
+    (void)state;
+    struct sink *s = open_sink();
+    sqlite3 *other;
+    struct err err = {0};
+    uint8_t sha[32] = {0};
+    struct lookup l = {.key = {STR("main"), STR("b"), STR("a")}, .sha256 = sha};
+    assert_int_equal(sqlite3_open(path, &other), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(other, "BEGIN IMMEDIATE", NULL, NULL, NULL), SQLITE_OK);
+    assert_int_equal(s->ops->lookup(s, &l, 1, &err), E_RETRY);
+    sqlite3_close(other);
+    err = (struct err){0};
+    assert_int_equal(s->ops->lookup(s, &l, 1, &err), E_OK);
+    sink_close(s);
+}
+
+static void expect_refused(const char *want)
+{
+    struct sink *s = NULL;
+    struct err err = {0};
+    struct sqlite_opts opts = {.path = path};
+    assert_int_equal(sink_sqlite_open(&s, &opts, &err), E_FATAL);
+    if (!strstr(err.msg, want))
+        fail_msg("want \"%s\" in: %s", want, err.msg);
+}
+
+static void foreign_and_newer_files_are_refused(void **state)
+{
+    (void)state;
+    run_sql("CREATE TABLE t (x)");
+    expect_refused("not one of tranche's");
+    run_sql("DROP TABLE t");
+    sink_close(open_sink());
+    run_sql("INSERT INTO schema_migrations (version, name) VALUES (99, 'future')");
+    expect_refused("has schema 99, this build knows up to 1");
+}
+
+static void times_are_written_right(void **state)
+{
+    (void)state;
+    static const struct {
+        int64_t s;
+        const char *want;
+    } cases[] = {{0, "1970-01-01T00:00:00.000Z"},
+                 {951782400, "2000-02-29T00:00:00.000Z"},
+                 {1709251199, "2024-02-29T23:59:59.000Z"},
+                 {4102444800, "2100-01-01T00:00:00.000Z"}};
+    char text[32];
+    for (size_t i = 0; i < TR_COUNT(cases); i++) {
+        wall_text(cases[i].s * 1000000000, text);
+        assert_string_equal(text, cases[i].want);
+    }
+}
+
+int main(void)
+{
+#define WITH_FILE(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        WITH_FILE(first_row_of_a_key_stays),
+        WITH_FILE(lookup_tells_four_states),
+        WITH_FILE(attempts_are_durable_until_the_row),
+        WITH_FILE(dead_letters_and_progress_share_the_transaction),
+        WITH_FILE(parked_state_comes_back_and_goes_with_the_row),
+        WITH_FILE(output_sum_ignores_order_and_processes),
+        WITH_FILE(a_failed_commit_leaves_nothing),
+        WITH_FILE(a_locked_database_is_a_retry),
+        WITH_FILE(foreign_and_newer_files_are_refused),
+        cmocka_unit_test(times_are_written_right),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,497 @@
+/* worker: the protocol with a source and a sink that misbehave. Every ack is checked, when it
+ * happens, against the database itself. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <sqlite3.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "engine/log.h"
+#include "worker/outstanding.h"
+#include "worker/worker.h"
+
+static char path[64];
+
+/* ---- a source in memory ---- */
+struct fake_source {
+    struct source source;
+    const char *const *lines;
+    int n, next, stall_at; /* stall_at: no more lines behind it, and no end */
+    int acked, released, acked_without_row;
+    sqlite3 *db;
+    sqlite3_stmt *row;
+};
+
+static int fake_claim(struct source *source, const struct source_budget *budget, struct job **out,
+                      int cap, int64_t timeout_ns, bool *drained, struct err *err)
+{
+    struct fake_source *f = (struct fake_source *)source;
+    int n = 0;
+    (void)err;
+    while (n < cap && n < budget->rows && f->next < f->n && f->next != f->stall_at) {
+        const char *line = f->lines[f->next];
+        struct job *job = job_open(strlen(line));
+        memcpy((char *)(uintptr_t)job->message.ptr, line, strlen(line));
+        job_printf(job, &job->origin, "b:%d", f->next + 1);
+        job_printf(job, &job->place, "\"line\":%d", f->next + 1);
+        job->sequence = f->next++;
+        job->position = job->sequence + 1;
+        out[n++] = job;
+    }
+    *drained = f->next == f->n;
+    if (n == 0 && !*drained)
+        clock_sleep_ns(clock_system(), TR_MIN(timeout_ns, (int64_t)5000000));
+    return n;
+}
+static int fake_service(struct source *s, struct source_service *out, struct err *err)
+{
+    (void)s;
+    (void)err;
+    *out = (struct source_service){0};
+    return E_OK;
+}
+static int fake_ack(struct source *source, struct job *const *jobs, size_t n, struct err *err)
+{
+    struct fake_source *f = (struct fake_source *)source;
+    (void)err;
+    for (size_t i = 0; i < n; i++) {
+        sqlite3_reset(f->row);
+        sqlite3_bind_text(f->row, 1, jobs[i]->custom_id.ptr, (int)jobs[i]->custom_id.len,
+                          SQLITE_STATIC);
+        f->acked_without_row += sqlite3_step(f->row) != SQLITE_ROW;
+        sqlite3_reset(f->row);
+        f->acked++;
+    }
+    return E_OK;
+}
+static int fake_release(struct source *source, struct job *const *jobs, size_t n, struct err *err)
+{
+    (void)jobs;
+    (void)err;
+    ((struct fake_source *)source)->released += (int)n;
+    return E_OK;
+}
+static int64_t fake_position(const struct source *s, int32_t partition)
+{
+    (void)partition;
+    return ((const struct fake_source *)s)->next;
+}
+static void fake_lag(const struct source *s, struct source_lag *out)
+{
+    (void)s;
+    *out = (struct source_lag){-1, -1, -1};
+}
+static void fake_close(struct source *s)
+{
+    (void)s;
+}
+
+/* ---- a sink that fails on demand, over the real one ---- */
+struct faulty_sink {
+    struct sink sink;
+    struct sink *real;
+    int before, after; /* commits that answer E_RETRY without, or with, having been done */
+    int fatal_at;      /* the commit that answers E_FATAL; 0: none */
+    int commits;
+};
+static int faulty_lookup(struct sink *s, struct lookup *l, size_t n, struct err *err)
+{
+    struct faulty_sink *f = (struct faulty_sink *)s;
+    return f->real->ops->lookup(f->real, l, n, err);
+}
+static int faulty_count(struct sink *s, const struct key *k, size_t n, int delta, int32_t *a,
+                        struct err *err)
+{
+    struct faulty_sink *f = (struct faulty_sink *)s;
+    return f->real->ops->count_attempts(f->real, k, n, delta, a, err);
+}
+static int faulty_commit(struct sink *s, const struct commit *c, struct commit_counts *counts,
+                         struct err *err)
+{
+    struct faulty_sink *f = (struct faulty_sink *)s;
+    f->commits++;
+    if (f->fatal_at == f->commits)
+        return err_set(err, E_FATAL, "injected");
+    if (f->before > 0 && f->before--)
+        return err_set(err, E_RETRY, "injected before");
+    int rc = f->real->ops->commit(f->real, c, counts, err);
+    if (f->after > 0 && f->after--)
+        return err_set(err, E_RETRY, "injected after");
+    return rc;
+}
+static int faulty_totals(struct sink *s, struct totals *t, struct err *err)
+{
+    struct faulty_sink *f = (struct faulty_sink *)s;
+    return f->real->ops->totals(f->real, t, err);
+}
+
+/* ---- one run ---- */
+static volatile sig_atomic_t stop_flag;
+struct setting {
+    const char *const *lines;
+    int n, before, after, fatal_at, stall_at;
+    double fail_share;
+    int64_t step_ns, grace_ns, claim_rows;
+    int32_t flush_rows;
+    const volatile sig_atomic_t *stop;
+};
+static struct fake_source source;
+static struct worker_summary summary;
+static struct err error;
+
+static int run(const struct setting *set)
+{
+    static const struct source_ops source_ops = {.name = "fake",
+                                                 .claim = fake_claim,
+                                                 .service = fake_service,
+                                                 .ack = fake_ack,
+                                                 .release = fake_release,
+                                                 .position = fake_position,
+                                                 .lag = fake_lag,
+                                                 .close = fake_close};
+    static const struct sink_ops sink_ops = {.name = "faulty",
+                                             .lookup = faulty_lookup,
+                                             .count_attempts = faulty_count,
+                                             .commit = faulty_commit,
+                                             .totals = faulty_totals};
+    struct faulty_sink sink = {.sink.ops = &sink_ops,
+                               .before = set->before,
+                               .after = set->after,
+                               .fatal_at = set->fatal_at};
+    struct sqlite_opts sqlite = {.path = path};
+    error = (struct err){0};
+    assert_int_equal(sink_sqlite_open(&sink.real, &sqlite, &error), E_OK);
+    source = (struct fake_source){.source = {&source_ops, "b.jsonl", "b"},
+                                  .lines = set->lines,
+                                  .n = set->n,
+                                  .stall_at = set->stall_at ? set->stall_at : -1};
+    assert_int_equal(sqlite3_open(path, &source.db), SQLITE_OK);
+    assert_int_equal(sqlite3_prepare_v2(source.db,
+                                        "SELECT 1 FROM results WHERE custom_id=?1 UNION ALL "
+                                        "SELECT 1 FROM dead_letters WHERE custom_id=?1",
+                                        -1, &source.row, NULL),
+                     SQLITE_OK);
+    struct loaded_model model = {.rules = {.think_open_id = -1, .think_close_id = -1},
+                                 .engine = {.kind = ENGINE_SIM,
+                                            .slots = 8,
+                                            .isa = -1,
+                                            .max_model_len = 4096,
+                                            .sim = {.step_ns = set->step_ns,
+                                                    .tokens_mean = 6,
+                                                    .vocab_size = 256,
+                                                    .poison_id = -1,
+                                                    .fail_share = set->fail_share}}};
+    struct engine *engine = NULL;
+    if (engine_open(&engine, &model.engine, &error) < 0)
+        fail_msg("%s", error.msg);
+    struct prepare_context prepare = {
+        .model = &model,
+        .params = {.default_max_tokens = 64, .vocab_size = 256, .max_model_len = 4096},
+        .defaults = {STR("main"), STR("b")}};
+    struct result_context result = {.model = &model,
+                                    .fingerprint = "f",
+                                    .config_revision = "c",
+                                    .worker = "w",
+                                    .source_label = STR("b.jsonl")};
+    struct worker_opts opts = {.source = &source.source,
+                               .engine = engine,
+                               .sink = &sink.sink,
+                               .prepare = &prepare,
+                               .result = &result,
+                               .clock = clock_system(),
+                               .group = "test",
+                               .prepare_threads = 2,
+                               .claim_rows = set->claim_rows ? set->claim_rows : 64,
+                               .claim_bytes = 1 << 20,
+                               .flush_rows = set->flush_rows ? set->flush_rows : 16,
+                               .flush_ns = 20000000,
+                               .grace_ns = set->grace_ns ? set->grace_ns : 5000000000,
+                               .stop_signal = set->stop};
+    int rc = worker_run(&opts, &summary, &error);
+    engine_close(engine);
+    sink_close(sink.real);
+    sqlite3_finalize(source.row);
+    sqlite3_close(source.db);
+    return rc;
+}
+
+static int64_t ask(const char *sql)
+{
+    sqlite3 *db;
+    sqlite3_stmt *st;
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    if (sqlite3_prepare_v2(db, sql, -1, &st, NULL) != SQLITE_OK)
+        fail_msg("%s: %s", sql, sqlite3_errmsg(db));
+    int64_t n = sqlite3_step(st) == SQLITE_ROW ? sqlite3_column_int64(st, 0) : -1;
+    sqlite3_finalize(st);
+    sqlite3_close(db);
+    return n;
+}
+
+enum { MANY = 600 };
+static char many_text[MANY][64];
+static const char *many[MANY];
+
+static int set_up(void **state)
+{
+    (void)state;
+    for (int i = 0; i < MANY; i++) {
+        snprintf(many_text[i], sizeof many_text[i], "{\"id\":\"j%d\",\"prompt\":\"p%d\"}", i, i);
+        many[i] = many_text[i];
+    }
+    stop_flag = 0;
+    strcpy(path, "/tmp/tranche-worker-XXXXXX");
+    int fd = mkstemp(path);
+    close(fd);
+    log_setup(LOG_OFF, LOG_LOGFMT, 2);
+    return fd < 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    char side[80];
+    unlink(path);
+    snprintf(side, sizeof side, "%s-wal", path);
+    unlink(side);
+    snprintf(side, sizeof side, "%s-shm", path);
+    unlink(side);
+    return 0;
+}
+
+static void expect_all_done(int n)
+{
+    assert_int_equal(source.acked, n);
+    assert_int_equal(source.acked_without_row, 0);
+    assert_false(summary.work_left);
+    assert_int_equal(ask("SELECT count(*) FROM job_attempts"), 0);
+    assert_int_equal(ask("SELECT position FROM partition_progress"), n);
+    assert_int_equal(ask("SELECT messages FROM partition_progress"), n);
+}
+
+static void every_job_gets_one_row_before_its_ack(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = many, .n = MANY};
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(MANY);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE status='ok' AND attempts=1"), MANY);
+    assert_int_equal(summary.rows[RESULT_OK], MANY);
+    struct totals first = summary.totals;
+    assert_int_equal(run(&set), E_OK); /* again: nothing is computed, all is acknowledged */
+    assert_int_equal(source.acked, MANY);
+    assert_int_equal(summary.present, MANY);
+    assert_int_equal(summary.engine.steps, 0);
+    assert_memory_equal(first.outputs_sha256, summary.totals.outputs_sha256, 32);
+}
+
+static void unknown_commit_outcome_is_sent_again(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = many, .n = 100, .before = 1, .after = 2};
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(100);
+    assert_int_equal(ask("SELECT count(*) FROM results"), 100);
+    assert_int_equal(ask("SELECT rows_ok FROM batches"), 100);
+}
+
+static void a_dead_sink_leaves_the_rest_unacknowledged(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = many, .n = MANY, .fatal_at = 3};
+    assert_int_equal(run(&set), E_FATAL);
+    assert_string_equal(error.msg, "injected");
+    assert_int_equal(source.acked_without_row, 0);
+    assert_int_equal(source.acked, ask("SELECT count(*) FROM results"));
+    assert_true(source.acked < MANY && summary.work_left);
+    set.fatal_at = 0;
+    assert_int_equal(run(&set), E_OK);
+    assert_int_equal(ask("SELECT count(*) FROM results"), MANY);
+}
+
+static void twins_and_conflicts_in_flight(void **state)
+{
+    (void)state;
+    static const char *const lines[] = {
+        "{\"id\":\"a\",\"prompt\":\"x\"}", "{\"id\":\"a\",\"prompt\":\"x\"}",
+        "{\"id\":\"a\",\"prompt\":\"y\"}", "{\"id\":\"b\",\"prompt\":\"x\"}",
+        "{ \"prompt\":\"x\", \"id\":\"a\"}"};
+    struct setting set = {.lines = lines, .n = 5};
+    for (int round = 0; round < 2; round++) { /* the second meets rows, not twins */
+        assert_int_equal(run(&set), E_OK);
+        expect_all_done(5);
+        assert_int_equal(ask("SELECT count(*) FROM results"), 2);
+        assert_int_equal(ask("SELECT count(*) FROM dead_letters WHERE reason='id_conflict' AND "
+                             "source_key='main/b/b:3'"),
+                         1);
+        assert_int_equal(ask("SELECT request='{\"prompt\":\"x\"}' FROM results WHERE "
+                             "custom_id='a'"),
+                         1); /* the first in the file wins */
+    }
+}
+
+static void bad_lines_do_not_stop_the_rest(void **state)
+{
+    (void)state;
+    static const char *const lines[] = {"{\"id\":\"a\",\"prompt\":\"x\"}", "nonsense",
+                                        "{\"id\":\"c\",\"prompt\":\"x\",\"tmperature\":1}",
+                                        "{\"id\":\"d\",\"prompt\":\"x\",\"deadline\":1}"};
+    struct setting set = {.lines = lines, .n = 4};
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(4);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE custom_id='b:2' AND "
+                         "error_code='bad_json' AND status='invalid'"),
+                     1);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE error_code='unknown_field'"), 1);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE status='expired'"), 1);
+    assert_int_equal(summary.rows[RESULT_OK], 1);
+}
+
+static void engine_failures_are_failed_rows(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = many, .n = 200, .fail_share = 0.3};
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(200);
+    int64_t failed = ask("SELECT count(*) FROM results WHERE status='failed' AND error_code<>''");
+    assert_true(failed > 20 && failed < 120);
+    assert_int_equal(summary.rows[RESULT_FAILED], failed);
+}
+
+static void cancelled_jobs_are_not_run(void **state)
+{
+    (void)state;
+    struct sink *sink = NULL;
+    struct sqlite_opts sqlite = {.path = path};
+    assert_int_equal(sink_sqlite_open(&sink, &sqlite, &error), E_OK);
+    sink_close(sink);
+    ask("INSERT INTO cancellations (run,batch_id,custom_id) VALUES ('main','b','j5') RETURNING 1");
+    struct setting set = {.lines = many, .n = 20};
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(20);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE status='cancelled' AND "
+                         "custom_id='j5'"),
+                     1);
+    assert_int_equal(summary.rows[RESULT_OK], 19);
+}
+
+static void a_stop_finishes_what_runs(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = many,
+                          .n = MANY,
+                          .stop = &stop_flag,
+                          .step_ns = 2000000,
+                          .stall_at = 300,
+                          .claim_rows = 600};
+    stop_flag = 1; /* at once: whatever got to the engine is finished, the rest is left */
+    assert_int_equal(run(&set), E_OK);
+    assert_true(summary.work_left);
+    assert_int_equal(source.acked_without_row, 0);
+    assert_int_equal(source.acked, ask("SELECT count(*) FROM results"));
+    assert_int_equal(ask("SELECT coalesce(sum(n),0) FROM job_attempts"), 0);
+    set.stop = NULL;
+    set.stall_at = 0;
+    set.step_ns = 0;
+    assert_int_equal(run(&set), E_OK);
+    assert_int_equal(ask("SELECT count(*) FROM results"), MANY);
+    assert_int_equal(ask("SELECT max(attempts) FROM results"), 1);
+}
+
+static void grace_ends_a_long_step(void **state)
+{
+    (void)state;
+    struct setting set = {
+        .lines = many, .n = 64, .stop = &stop_flag, .step_ns = 50000000, .grace_ns = 1};
+    stop_flag = 1;
+    int64_t start = clock_mono_ns(clock_system());
+    assert_int_equal(run(&set), E_OK);
+    assert_true(clock_mono_ns(clock_system()) - start < 3000000000);
+    assert_true(summary.work_left);
+    assert_int_equal(source.acked, ask("SELECT count(*) FROM results"));
+}
+
+static void tiny_budget_still_ends(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = many, .n = 50, .claim_rows = 1, .flush_rows = 1};
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(50);
+}
+
+static void watermark_stands_before_the_oldest_open_job(void **state)
+{
+    (void)state;
+    struct outstanding o;
+    struct err err = {0};
+    struct job *jobs[4];
+    int64_t messages;
+    assert_int_equal(outstanding_open(&o, 8, &err), E_OK);
+    static const int order[] = {2, 0, 3, 1};
+    for (int i = 0; i < 4; i++) {
+        jobs[i] = job_open(0);
+        jobs[i]->arrival = jobs[i]->sequence = i;
+        jobs[i]->from_position = i * 10;
+        jobs[i]->position = i * 10 + 10;
+        jobs[i]->priority = i == 3;
+    }
+    int entered = 0;
+    for (int i = 0; i < 4; i++) {
+        outstanding_arrive(&o, jobs[order[i]]);
+        for (struct job *job; (job = outstanding_next(&o)); entered++)
+            assert_ptr_equal(job, jobs[entered]);
+    }
+    assert_int_equal(entered, 4);
+    outstanding_leave(&o, jobs[1]);
+    assert_int_equal(partition_watermark(&o.partitions[0], 9, &messages), 0);
+    jobs[0]->stage = 9;
+    assert_int_equal(partition_watermark(&o.partitions[0], 9, &messages), 20);
+    assert_int_equal(messages, 2);
+    outstanding_leave(&o, jobs[0]);
+    waiting_push(&o, jobs[2]);
+    waiting_push(&o, jobs[3]);
+    assert_ptr_equal(waiting_pop(&o), jobs[3]); /* priority before age */
+    assert_ptr_equal(waiting_pop(&o), jobs[2]);
+    assert_null(waiting_pop(&o));
+    job_close(jobs[0]);
+    job_close(jobs[1]);
+    outstanding_close(&o);
+}
+
+static void progress_line_reads_well(void **state)
+{
+    (void)state;
+    char line[256];
+    struct progress_view v = {
+        .rows = 50, .not_ok = 2, .done_bytes = 25, .total_bytes = 100, .running = 8, .waiting = 42};
+    progress_line(line, sizeof line, &v, 123.4, 10);
+    assert_string_equal(line, "rows 50 (25%)  not ok 2  running 8  waiting 42  123 tokens/s  5 "
+                              "rows/s  ETA 30s");
+    v.total_bytes = -1;
+    progress_line(line, sizeof line, &v, 0, 0);
+    assert_non_null(strstr(line, "ETA ?"));
+}
+
+int main(void)
+{
+#define WITH_FILE(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        WITH_FILE(every_job_gets_one_row_before_its_ack),
+        WITH_FILE(unknown_commit_outcome_is_sent_again),
+        WITH_FILE(a_dead_sink_leaves_the_rest_unacknowledged),
+        WITH_FILE(twins_and_conflicts_in_flight),
+        WITH_FILE(bad_lines_do_not_stop_the_rest),
+        WITH_FILE(engine_failures_are_failed_rows),
+        WITH_FILE(cancelled_jobs_are_not_run),
+        WITH_FILE(a_stop_finishes_what_runs),
+        WITH_FILE(grace_ends_a_long_step),
+        WITH_FILE(tiny_budget_still_ends),
+        cmocka_unit_test(watermark_stands_before_the_oldest_open_job),
+        cmocka_unit_test(progress_line_reads_well),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,187 @@
+/* engine_thread: submit, step, hand on. See threads.h. The engine belongs to this thread. */
+#include <pthread.h>
+
+#include "engine/log.h"
+#include "worker/prepare.h"
+#include "worker/threads.h"
+
+enum { FINISHED_BATCH = 256 };
+static const int64_t IDLE_WAIT_NS = 50000000, STATS_EVERY_NS = 50000000;
+
+struct engine_thread {
+    struct engine_thread_opts opts;
+    pthread_t thread;
+    atomic_bool drain, stop;
+    atomic_llong finished;
+    struct job *current; /* partly submitted */
+    int32_t next_choice;
+    int64_t stats_ns;
+    pthread_mutex_t mutex; /* guards stats */
+    struct engine_stats stats;
+    struct err err;
+};
+
+static void hand_on(struct engine_thread *et, struct job *job)
+{
+    struct item item = {TASK_RENDER, job};
+    job->finished_ns = clock_wall_ns(et->opts.clock);
+    queue_push(et->opts.tasks, &item, 1);
+    atomic_fetch_add(&et->finished, 1);
+}
+
+/* A choice that the engine refused counts as one that ended at once; the row is invalid. */
+static void refuse(struct engine_thread *et, struct job_choice *c, const struct err *err)
+{
+    c->finished = (struct finished){
+        .end = {.reason = FINISH_FAILED, .stop_id = -1, .stop_string = -1}, .err = *err};
+    if (c->job->err.code == 0)
+        c->job->err = *err;
+    if (--c->job->n_left == 0)
+        hand_on(et, c->job);
+}
+
+/* Fills the engine. False: it failed. */
+static bool submit(struct engine_thread *et, int64_t wait_ns)
+{
+    for (;;) {
+        if (!et->current) {
+            struct item item;
+            if (queue_pop(et->opts.ready, &item, 1, wait_ns) == 0)
+                return true;
+            wait_ns = 0;
+            et->current = item.ptr;
+            et->next_choice = 0;
+        }
+        struct job *job = et->current;
+        struct job_choice *c = &job->choices[et->next_choice];
+        struct request r = {.tag = (uint64_t)(uintptr_t)c,
+                            .prompt = job->prompts[c->prompt].ids,
+                            .n_prompt = job->prompts[c->prompt].n,
+                            .sampling = c->sampling,
+                            .out = &c->out};
+        struct err err = {0};
+        int rc = engine_submit(et->opts.engine, &r, &err);
+        if (rc == ENGINE_FULL)
+            return true;
+        if (rc < 0 && rc != E_JOB) {
+            et->err = err;
+            return false;
+        }
+        bool last = ++et->next_choice == job->n_choices;
+        if (last)
+            et->current = NULL;
+        if (rc == E_JOB)
+            refuse(et, c, &err); /* the job may be gone behind this */
+    }
+}
+
+static void note_stats(struct engine_thread *et)
+{
+    int64_t now = clock_mono_ns(et->opts.clock);
+    if (now - et->stats_ns < STATS_EVERY_NS)
+        return;
+    et->stats_ns = now;
+    pthread_mutex_lock(&et->mutex);
+    engine_stats(et->opts.engine, &et->stats);
+    pthread_mutex_unlock(&et->mutex);
+}
+
+static void take_finished(struct engine_thread *et, const struct finished *finished, int n)
+{
+    for (int i = 0; i < n; i++) {
+        struct job_choice *c = (struct job_choice *)(uintptr_t)finished[i].tag;
+        c->finished = finished[i];
+        if (--c->job->n_left == 0)
+            hand_on(et, c->job);
+    }
+}
+
+static int run(struct engine_thread *et, struct finished *finished)
+{
+    for (;;) {
+        bool idle = engine_idle(et->opts.engine), drain = atomic_load(&et->drain);
+        if (atomic_load(&et->stop) || (drain && idle))
+            return EVENT_ENGINE_IDLE;
+        if (!drain && !submit(et, idle ? IDLE_WAIT_NS : 0))
+            return EVENT_ENGINE_FAILED;
+        if (idle && !et->current && queue_is_shut(et->opts.ready))
+            return EVENT_ENGINE_IDLE;
+        int n = engine_step(et->opts.engine, finished, FINISHED_BATCH, &et->err);
+        if (n < 0)
+            return EVENT_ENGINE_FAILED;
+        take_finished(et, finished, n);
+        note_stats(et);
+    }
+}
+
+static void *engine_main(void *arg)
+{
+    struct engine_thread *et = arg;
+    struct finished *finished = mem_alloc(FINISHED_BATCH, sizeof *finished);
+    struct item item = {EVENT_ENGINE_FAILED, NULL};
+    if (finished)
+        item.kind = run(et, finished);
+    else
+        err_set(&et->err, E_FATAL, "engine thread: no memory");
+    mem_free(finished);
+    et->stats_ns = INT64_MIN / 2;
+    note_stats(et);
+    queue_push(et->opts.events, &item, 1);
+    return NULL;
+}
+
+int engine_thread_open(struct engine_thread **out, const struct engine_thread_opts *opts,
+                       struct err *err)
+{
+    struct engine_thread *et = mem_alloc(1, sizeof *et);
+    if (!et)
+        return err_set(err, E_FATAL, "engine thread: no memory");
+    et->opts = *opts;
+    et->stats_ns = INT64_MIN / 2;
+    pthread_mutex_init(&et->mutex, NULL);
+    engine_stats(opts->engine, &et->stats);
+    if (pthread_create(&et->thread, NULL, engine_main, et) != 0) {
+        pthread_mutex_destroy(&et->mutex);
+        mem_free(et);
+        return err_set(err, E_FATAL, "engine thread: cannot start");
+    }
+    *out = et;
+    return E_OK;
+}
+
+void engine_thread_drain(struct engine_thread *et)
+{
+    atomic_store(&et->drain, true);
+}
+
+void engine_thread_stop(struct engine_thread *et)
+{
+    atomic_store(&et->stop, true);
+}
+
+int64_t engine_thread_finished(struct engine_thread *et)
+{
+    return atomic_load(&et->finished);
+}
+
+void engine_thread_stats(struct engine_thread *et, struct engine_stats *out)
+{
+    pthread_mutex_lock(&et->mutex);
+    *out = et->stats;
+    pthread_mutex_unlock(&et->mutex);
+}
+
+const struct err *engine_thread_error(const struct engine_thread *et)
+{
+    return &et->err;
+}
+
+void engine_thread_close(struct engine_thread *et)
+{
+    if (!et)
+        return;
+    engine_thread_stop(et);
+    pthread_join(et->thread, NULL);
+    pthread_mutex_destroy(&et->mutex);
+    mem_free(et);
+}

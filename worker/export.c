@@ -1,0 +1,364 @@
+/* export: see export.h. Rows become lines by splicing: `choices` and `logprobs` hold OpenAI's own
+ * JSON already, so nothing is parsed. A row at a time: flat memory at any size of batch. */
+#include "worker/export.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <sqlite3.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "worker/config.h"
+#include "worker/sink.h"
+#include "worker/text.h"
+
+/* A file that appears under its name when it is complete. */
+struct output {
+    FILE *f;
+    const char *path;
+    char fresh[PATH_MAX];
+    int64_t lines;
+};
+struct exporter {
+    sqlite3 *db;
+    sqlite3_stmt *order, *row, *dead;
+    const struct export_opts *opts;
+    struct str run, batch;
+    char batch_name[600];
+    struct output ok, errors;
+    struct text line;
+};
+
+enum column {
+    COL_CUSTOM_ID,
+    COL_STATUS,
+    COL_CHOICES,
+    COL_LOGPROBS,
+    COL_ERROR_CODE,
+    COL_ERROR_DETAIL,
+    COL_MODEL,
+    COL_FINGERPRINT,
+    COL_PROMPT_TOKENS,
+    COL_COMPLETION_TOKENS,
+    COL_REASONING_TOKENS,
+    COL_CACHED_TOKENS,
+    COL_CREATED
+};
+static const char order_sql[] =
+    "SELECT kind, id FROM (SELECT 0 AS kind, rowid AS id, source, custom_id FROM results "
+    "WHERE run=?1 AND batch_id=?2 UNION ALL SELECT 1, rowid, source, custom_id FROM dead_letters "
+    "WHERE run=?1 AND batch_id=?2) ORDER BY json_extract(source, '$.topic'), "
+    "json_extract(source, '$.partition'), coalesce(json_extract(source, '$.line'), "
+    "json_extract(source, '$.position')), custom_id, id";
+static const char row_sql[] =
+    "SELECT custom_id, status, choices, logprobs, error_code, error_detail, model, fingerprint, "
+    "prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, strftime('%s', "
+    "finished_at) FROM results WHERE rowid=?1";
+static const char dead_sql[] =
+    "SELECT custom_id, 'invalid', NULL, NULL, reason, detail, NULL, NULL, 0, 0, 0, 0, 0 FROM "
+    "dead_letters WHERE rowid=?1";
+
+static struct str column(sqlite3_stmt *st, enum column at)
+{
+    const char *text = (const char *)sqlite3_column_text(st, (int)at);
+    return (struct str){text, text ? (size_t)sqlite3_column_bytes(st, (int)at) : 0};
+}
+
+static int db_error(const struct exporter *x, struct err *err)
+{
+    return err_set(err, E_FATAL, "%s: %s", x->opts->db, sqlite3_errmsg(x->db));
+}
+
+static int output_open(struct output *o, const char *path, struct err *err)
+{
+    *o = (struct output){.path = path, .f = stdout};
+    if (strcmp(path, "-") == 0)
+        return E_OK;
+    snprintf(o->fresh, sizeof o->fresh, "%s.%ld.tmp", path, (long)getpid());
+    o->f = fopen(o->fresh, "we");
+    return o->f ? E_OK : err_errno(err, E_USAGE, "%s: cannot write", o->fresh);
+}
+
+/* keep: the file gets its name; else it goes. */
+static int output_close(struct output *o, bool keep, struct err *err)
+{
+    int rc = E_OK;
+    if (!o->f)
+        return rc;
+    if (fflush(o->f) != 0 || ferror(o->f))
+        rc = err_errno(err, E_FATAL, "%s: cannot write", o->path);
+    if (o->f != stdout) {
+        if (fclose(o->f) != 0 && rc == E_OK)
+            rc = err_errno(err, E_FATAL, "%s: cannot write", o->path);
+        if (!keep || rc < 0)
+            unlink(o->fresh);
+        else if (rename(o->fresh, o->path) != 0)
+            rc = err_errno(err, E_FATAL, "%s: cannot rename", o->path);
+    }
+    o->f = NULL;
+    return rc;
+}
+
+/* A stable id for a row: 24 hex digits of its key's hash. */
+static void row_id(const struct exporter *x, struct str custom_id, char out[65])
+{
+    uint8_t sha[32];
+    struct text key = {0};
+    text_add(&key, x->run);
+    text_char(&key, '\0');
+    text_add(&key, x->batch);
+    text_char(&key, '\0');
+    text_add(&key, custom_id);
+    sha256_of(text_view(&key), sha);
+    text_close(&key);
+    sha256_hex(sha, out);
+    out[24] = '\0';
+}
+
+/* The next element of a JSON array's text behind *at; false at its end. */
+static bool next_element(struct str array, size_t *at, struct str *element)
+{
+    size_t i = *at == 0 ? 1 : *at;
+    int depth = 0;
+    bool quoted = false;
+    for (size_t from = i; i < array.len; i++) {
+        char c = array.ptr[i];
+        if (quoted) {
+            i += c == '\\';
+            quoted = c != '"';
+        } else if (c == '"') {
+            quoted = true;
+        } else if (depth == 0 && (c == ',' || c == ']')) {
+            *element = (struct str){array.ptr + from, i - from};
+            *at = i + 1;
+            return i > from;
+        } else {
+            depth += c == '{' || c == '[';
+            depth -= c == '}' || c == ']';
+        }
+    }
+    return false;
+}
+
+/* `choices` with each "logprobs":null replaced. The pattern cannot stand inside a JSON string:
+ * there its quotes would be escaped. */
+static void add_choices(struct text *t, struct str choices, struct str logprobs)
+{
+    static const char hole[] = "\"logprobs\":null,\"finish_reason\":";
+    const size_t key = strlen("\"logprobs\":");
+    size_t at = 0;
+    struct str one;
+    while (logprobs.len && next_element(logprobs, &at, &one)) {
+        const char *found = memmem(choices.ptr, choices.len, hole, sizeof hole - 1);
+        if (!found)
+            break;
+        size_t n = (size_t)(found - choices.ptr) + key;
+        text_add(t, (struct str){choices.ptr, n});
+        text_add(t, one);
+        choices.ptr += n + 4; /* null */
+        choices.len -= n + 4;
+    }
+    text_add(t, choices);
+}
+
+static void add_body(struct text *t, sqlite3_stmt *st, const char *id)
+{
+    static const char chat_head[] = "[{\"index\":0,\"message\":";
+    struct str choices = column(st, COL_CHOICES), model = column(st, COL_MODEL);
+    bool chat = choices.len >= sizeof chat_head - 1 &&
+                memcmp(choices.ptr, chat_head, sizeof chat_head - 1) == 0;
+    int64_t in = sqlite3_column_int64(st, COL_PROMPT_TOKENS);
+    int64_t out = sqlite3_column_int64(st, COL_COMPLETION_TOKENS);
+    text_f(t, "{\"id\":\"%s-%s\",\"object\":\"%s\",\"created\":%lld,\"model\":",
+           chat ? "chatcmpl" : "cmpl", id, chat ? "chat.completion" : "text_completion",
+           (long long)sqlite3_column_int64(st, COL_CREATED));
+    text_json_str(t, model);
+    text_add(t, STR(",\"choices\":"));
+    add_choices(t, choices, column(st, COL_LOGPROBS));
+    text_f(t,
+           ",\"usage\":{\"prompt_tokens\":%lld,\"completion_tokens\":%lld,\"total_tokens\":%lld,"
+           "\"prompt_tokens_details\":{\"cached_tokens\":%lld},"
+           "\"completion_tokens_details\":{\"reasoning_tokens\":%lld}},\"system_fingerprint\":",
+           (long long)in, (long long)out, (long long)(in + out),
+           (long long)sqlite3_column_int64(st, COL_CACHED_TOKENS),
+           (long long)sqlite3_column_int64(st, COL_REASONING_TOKENS));
+    text_json_str(t, column(st, COL_FINGERPRINT));
+    text_char(t, '}');
+}
+
+/* Messages begin with the field they speak of: "max_tokens: want ...". */
+static struct str param_of(struct str detail)
+{
+    size_t n = 0;
+    while (n < detail.len &&
+           (detail.ptr[n] == '_' || detail.ptr[n] == '.' || detail.ptr[n] == '[' ||
+            detail.ptr[n] == ']' || (detail.ptr[n] >= 'a' && detail.ptr[n] <= 'z') ||
+            (detail.ptr[n] >= '0' && detail.ptr[n] <= '9')))
+        n++;
+    bool field = n > 0 && n + 1 < detail.len && detail.ptr[n] == ':' && detail.ptr[n + 1] == ' ' &&
+                 !str_eq((struct str){detail.ptr, n}, STR("message"));
+    return field ? (struct str){detail.ptr, n} : (struct str){NULL, 0};
+}
+
+static void add_error(struct text *t, sqlite3_stmt *st, const char *id)
+{
+    struct str status = column(st, COL_STATUS), detail = column(st, COL_ERROR_DETAIL);
+    bool expired = str_eq(status, STR("expired")), cancelled = str_eq(status, STR("cancelled"));
+    if (expired || cancelled) {
+        text_f(t, "null,\"error\":{\"code\":\"batch_%s\",\"message\":",
+               expired ? "expired" : "cancelled");
+        text_json_str(t, detail);
+        text_char(t, '}');
+        return;
+    }
+    bool invalid = str_eq(status, STR("invalid"));
+    struct str param = param_of(detail);
+    text_f(t, "{\"status_code\":%d,\"request_id\":\"req_%s\",\"body\":{\"error\":{\"message\":",
+           invalid ? 400 : 500, id);
+    text_json_str(t, detail);
+    text_f(t, ",\"type\":\"%s\",\"param\":", invalid ? "invalid_request_error" : "server_error");
+    if (invalid && param.ptr)
+        text_json_str(t, param);
+    else
+        text_add(t, STR("null"));
+    text_add(t, STR(",\"code\":"));
+    text_json_str(t, column(st, COL_ERROR_CODE));
+    text_add(t, STR("}}},\"error\":null"));
+}
+
+static int put_row(struct exporter *x, sqlite3_stmt *st, struct err *err)
+{
+    char id[65];
+    struct text *t = &x->line;
+    bool ok = str_eq(column(st, COL_STATUS), STR("ok"));
+    row_id(x, column(st, COL_CUSTOM_ID), id);
+    text_reset(t);
+    text_f(t, "{\"id\":\"batch_req_%s\",\"custom_id\":", id);
+    text_json_str(t, column(st, COL_CUSTOM_ID));
+    text_add(t, STR(",\"response\":"));
+    if (ok) {
+        text_f(t, "{\"status_code\":200,\"request_id\":\"req_%s\",\"body\":", id);
+        add_body(t, st, id);
+        text_add(t, STR("},\"error\":null"));
+    } else {
+        add_error(t, st, id);
+    }
+    text_add(t, STR("}\n"));
+    struct output *o = ok ? &x->ok : &x->errors;
+    o->lines++;
+    if (t->failed)
+        return err_set(err, E_FATAL, "export: no memory for a line");
+    if (fwrite(t->ptr, 1, t->len, o->f) != t->len)
+        return err_errno(err, E_FATAL, "%s: cannot write", o->path);
+    return E_OK;
+}
+
+static int put_all(struct exporter *x, struct err *err)
+{
+    int step, rc = E_OK;
+    sqlite3_bind_text(x->order, 1, x->run.ptr, (int)x->run.len, SQLITE_STATIC);
+    sqlite3_bind_text(x->order, 2, x->batch.ptr, (int)x->batch.len, SQLITE_STATIC);
+    while (rc == E_OK && (step = sqlite3_step(x->order)) == SQLITE_ROW) {
+        sqlite3_stmt *st = sqlite3_column_int(x->order, 0) ? x->dead : x->row;
+        sqlite3_reset(st);
+        sqlite3_bind_int64(st, 1, sqlite3_column_int64(x->order, 1));
+        rc = sqlite3_step(st) == SQLITE_ROW ? put_row(x, st, err) : db_error(x, err);
+    }
+    return rc == E_OK && step != SQLITE_DONE ? db_error(x, err) : rc;
+}
+
+/* The batch to export: the one named, which must exist, or the only one of the run. */
+static int choose_batch(struct exporter *x, struct err *err)
+{
+    sqlite3_stmt *st = NULL;
+    struct text names = {0};
+    int64_t n = 0;
+    bool named = false;
+    if (sqlite3_prepare_v2(x->db, "SELECT batch_id FROM batches WHERE run=?1 ORDER BY 1", -1, &st,
+                           NULL) != SQLITE_OK)
+        return db_error(x, err);
+    sqlite3_bind_text(st, 1, x->run.ptr, (int)x->run.len, SQLITE_STATIC);
+    while (sqlite3_step(st) == SQLITE_ROW) {
+        struct str name = column(st, 0);
+        named = named || (x->opts->batch && str_eq(name, str_of(x->opts->batch)));
+        if (n++ < 8)
+            text_f(&names, "%s" STR_FMT, n > 1 ? ", " : "", STR_ARG(name));
+        snprintf(x->batch_name, sizeof x->batch_name, STR_FMT, STR_ARG(name));
+    }
+    sqlite3_finalize(st);
+    int rc = E_OK;
+    if (n == 0)
+        rc = err_set(err, E_USAGE, "%s: run " STR_FMT " has no rows", x->opts->db, STR_ARG(x->run));
+    else if (x->opts->batch && !named)
+        rc = err_set(err, E_USAGE, "--batch: want one of this run (" STR_FMT "), got %s",
+                     STR_ARG(text_view(&names)), x->opts->batch);
+    else if (!x->opts->batch && n > 1)
+        rc = err_set(err, E_USAGE, "--batch: want one of this run's %lld: " STR_FMT "%s",
+                     (long long)n, STR_ARG(text_view(&names)), n > 8 ? ", ..." : "");
+    x->batch = str_of(x->opts->batch ? x->opts->batch : x->batch_name);
+    text_close(&names);
+    return rc;
+}
+
+static int open_db(struct exporter *x, int *code, struct err *err)
+{
+    const char *path = x->opts->db;
+    *code = EXIT_UNREACHABLE;
+    if (!path || access(path, R_OK) != 0)
+        return err_errno(err, E_USAGE, "%s: cannot read", path ? path : "--db");
+    if (sqlite3_open_v2(path, &x->db, SQLITE_OPEN_READONLY, NULL) != SQLITE_OK)
+        return db_error(x, err);
+    sqlite3_busy_timeout(x->db, 10000);
+    *code = EXIT_MODEL;
+    if (sqlite3_prepare_v2(x->db, order_sql, -1, &x->order, NULL) != SQLITE_OK ||
+        sqlite3_prepare_v2(x->db, row_sql, -1, &x->row, NULL) != SQLITE_OK ||
+        sqlite3_prepare_v2(x->db, dead_sql, -1, &x->dead, NULL) != SQLITE_OK)
+        return db_error(x, err);
+    *code = EXIT_USAGE;
+    return choose_batch(x, err);
+}
+
+static int write_files(struct exporter *x, struct err *err)
+{
+    char beside[PATH_MAX];
+    const char *out = x->opts->output ? x->opts->output : "-", *bad = x->opts->errors;
+    bool ours = !bad && strcmp(out, "-") != 0;
+    struct err quiet = {0};
+    snprintf(beside, sizeof beside, "%s.errors.jsonl", out);
+    bad = bad ? bad : ours ? beside : "-";
+    int rc = output_open(&x->ok, out, err);
+    if (rc == E_OK)
+        rc = output_open(&x->errors, bad, err);
+    if (rc == E_OK)
+        rc = put_all(x, err);
+    bool keep_errors = rc == E_OK && (!ours || x->errors.lines > 0);
+    if (output_close(&x->errors, keep_errors, rc == E_OK ? err : &quiet) < 0 ||
+        output_close(&x->ok, rc == E_OK, rc == E_OK ? err : &quiet) < 0)
+        rc = E_FATAL;
+    if (rc == E_OK && ours && x->errors.lines == 0)
+        unlink(beside); /* of an earlier export: it would tell of errors that are gone */
+    if (rc == E_OK && (strcmp(out, "-") != 0 || strcmp(bad, "-") != 0))
+        fprintf(stderr, "%lld answers in %s, %lld errors%s%s\n", (long long)x->ok.lines, out,
+                (long long)x->errors.lines, x->errors.lines ? " in " : "",
+                x->errors.lines ? bad : "");
+    return rc;
+}
+
+int export_main(const struct export_opts *o)
+{
+    struct exporter x = {.opts = o, .run = str_of(o->run && *o->run ? o->run : "main")};
+    struct err err = {0};
+    int code = EXIT_WELL, rc = open_db(&x, &code, &err);
+    if (rc == E_OK) {
+        rc = write_files(&x, &err);
+        code = rc == E_OK ? EXIT_WELL : rc == E_USAGE ? EXIT_USAGE : EXIT_ENGINE;
+    }
+    if (rc < 0)
+        fprintf(stderr, "tranche export: %s\n", err.msg);
+    sqlite3_finalize(x.order);
+    sqlite3_finalize(x.row);
+    sqlite3_finalize(x.dead);
+    sqlite3_close(x.db);
+    text_close(&x.line);
+    return code;
+}

@@ -1,0 +1,92 @@
+/* pool: the prepare threads. See prepare.h. */
+#include <pthread.h>
+#include <signal.h>
+
+#include "engine/log.h"
+#include "worker/prepare.h"
+
+enum { POOL_BATCH = 32 };
+
+struct pool_thread {
+    struct pool *pool;
+    pthread_t thread;
+    struct prepare_scratch prepare;
+    struct result_scratch result;
+};
+struct pool {
+    struct pool_opts opts;
+    int started;
+    struct pool_thread threads[];
+};
+
+static void run_task(struct pool_thread *t, struct item *item)
+{
+    const struct pool_opts *o = &t->pool->opts;
+    struct job *job = item->ptr;
+    if (item->kind == TASK_PREPARE && queue_is_shut(o->tasks)) {
+        /* Stopped: nobody will look at it. */
+    } else if (item->kind == TASK_PREPARE) {
+        prepare_job(job, o->prepare, &t->prepare);
+    } else {
+        int64_t wait_ns = 1000000;
+        while (!result_render(job, o->result, &t->result)) {
+            LOG(LOG_WARN, "memory_refused", LOG_I("sequence", job->sequence));
+            clock_sleep_ns(clock_system(), wait_ns);
+            wait_ns = TR_MIN(wait_ns * 2, (int64_t)1000000000);
+        }
+    }
+    item->kind = o->done[item->kind];
+}
+
+static void *pool_main(void *arg)
+{
+    struct pool_thread *t = arg;
+    struct item items[POOL_BATCH];
+    size_t n;
+    while ((n = queue_pop(t->pool->opts.tasks, items, POOL_BATCH, -1)) > 0) {
+        for (size_t i = 0; i < n; i++)
+            run_task(t, &items[i]);
+        queue_push(t->pool->opts.out, items, n);
+    }
+    return NULL;
+}
+
+int pool_open(struct pool **out, const struct pool_opts *opts, struct err *err)
+{
+    size_t n = (size_t)opts->threads;
+    struct pool *p = mem_alloc(1, sizeof *p + n * sizeof p->threads[0]);
+    if (!p)
+        return err_set(err, E_FATAL, "prepare threads: no memory");
+    p->opts = *opts;
+    int rc = E_OK;
+    for (size_t i = 0; rc == E_OK && i < n; i++) {
+        struct pool_thread *t = &p->threads[i];
+        t->pool = p;
+        rc = prepare_scratch_open(&t->prepare, opts->prepare->model, err);
+        if (rc == E_OK && pthread_create(&t->thread, NULL, pool_main, t) != 0)
+            rc = err_set(err, E_FATAL, "prepare threads: cannot start thread %zu of %zu", i + 1, n);
+        if (rc == E_OK)
+            p->started++;
+        else
+            prepare_scratch_close(&t->prepare);
+    }
+    if (rc != E_OK) {
+        queue_shut(opts->tasks);
+        pool_close(p);
+        return rc;
+    }
+    *out = p;
+    return E_OK;
+}
+
+void pool_close(struct pool *pool)
+{
+    if (!pool)
+        return;
+    for (int i = 0; i < pool->started; i++) {
+        pthread_join(pool->threads[i].thread, NULL);
+        prepare_scratch_close(&pool->threads[i].prepare);
+        result_scratch_close(&pool->threads[i].result);
+    }
+    mem_free(pool);
+}

@@ -1,0 +1,367 @@
+/* run: see run.h. The table of first rows is in show.c. */
+#include "worker/run.h"
+
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "engine/log.h"
+#include "worker/model_hash.h"
+#include "worker/show.h"
+#include "worker/sink_postgres.h"
+#include "worker/worker.h"
+
+enum { BYTE_VOCAB = 256, BYTE_CONTEXT = 1 << 20 };
+
+static volatile sig_atomic_t stop_signal;
+
+/* The first signal asks, the second leaves. */
+static void on_signal(int number)
+{
+    if (stop_signal)
+        _exit(128 + number);
+    stop_signal = number;
+}
+
+void run_opts_init(struct run_opts *o)
+{
+    *o = (struct run_opts){
+        .command = "run",
+        .run = "main",
+        .source = {.group = "file", .partition = -1},
+        .model = {.engine = {.isa = -1, .sim = {.poison_id = -1}}, .plain_content = true},
+        .default_max_tokens = 2048,
+        .claim_rows = 16384,
+        .claim_bytes = 256 << 20,
+        .flush_rows = 512,
+        .flush_ns = 5000000000,
+        .grace_ns = 30000000000};
+}
+
+/* Everything that a run opens, in the order of opening. */
+struct session {
+    struct run_opts opts;
+    struct source *source;
+    struct sink *sink;
+    struct loaded_model model;
+    struct engine *engine;
+    struct model_hash *hash;
+    struct prepare_context prepare;
+    struct result_context result;
+    char worker_name[300], revision[17];
+    struct sigaction old_int, old_term;
+};
+
+static void fill_defaults(struct session *s)
+{
+    struct run_opts fallback, *o = &s->opts;
+    run_opts_init(&fallback);
+    o->run = o->run && *o->run ? o->run : fallback.run;
+    o->default_max_tokens =
+        o->default_max_tokens > 0 ? o->default_max_tokens : fallback.default_max_tokens;
+    o->claim_rows = o->claim_rows > 0 ? o->claim_rows : fallback.claim_rows;
+    o->claim_bytes = o->claim_bytes > 0 ? o->claim_bytes : fallback.claim_bytes;
+    o->flush_rows = o->flush_rows > 0 ? o->flush_rows : fallback.flush_rows;
+    o->flush_ns = o->flush_ns > 0 ? o->flush_ns : fallback.flush_ns;
+    o->grace_ns = o->grace_ns >= 0 ? o->grace_ns : fallback.grace_ns;
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    if (o->prepare_threads <= 0)
+        o->prepare_threads = (int32_t)TR_MAX(cpus / 2, 1);
+    if (o->worker_name && *o->worker_name) {
+        snprintf(s->worker_name, sizeof s->worker_name, "%s", o->worker_name);
+    } else {
+        char host[256] = "";
+        gethostname(host, sizeof host - 1);
+        snprintf(s->worker_name, sizeof s->worker_name, "%s:%ld", host, (long)getpid());
+    }
+}
+
+/* Adds a file of the model folder to the revision; an absent one counts as empty. */
+static void fold_file(struct text *all, const char *dir, const char *name)
+{
+    char path[PATH_MAX], hex[65];
+    uint8_t sha[32];
+    struct text content = {0};
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    FILE *f = fopen(path, "re");
+    char *at;
+    while (f && (at = text_room(&content, 65536)) && !feof(f) && !ferror(f))
+        content.len += fread(at, 1, 65536, f);
+    if (f)
+        fclose(f);
+    sha256_of(text_view(&content), sha);
+    sha256_hex(sha, hex);
+    text_f(all, "%s %s\n", name, hex);
+    text_close(&content);
+}
+
+/* Names what the answers depend on besides weights and request: the folder's text files, the
+ * template in force, and the options that change a prompt or its parameters. */
+static void fill_revision(struct session *s)
+{
+    static const char *const files[] = {"config.json", "generation_config.json", "tokenizer.json",
+                                        "tokenizer_config.json"};
+    const struct run_opts *o = &s->opts;
+    struct text all = {0};
+    char hex[65];
+    uint8_t sha[32];
+    const char *dir = s->model.model ? model_dir(s->model.model) : o->model.dir;
+    for (size_t i = 0; dir && i < TR_COUNT(files); i++)
+        fold_file(&all, dir, files[i]);
+    text_f(&all, "template %s\ndefault_max_tokens %d\ngeneration_config %d\nplain_content %d\n",
+           s->model.chat_template ? chat_template_sha256(s->model.chat_template) : "none",
+           o->default_max_tokens, !o->ignore_generation_config, o->model.plain_content);
+    sha256_of(text_view(&all), sha);
+    sha256_hex(sha, hex);
+    snprintf(s->revision, sizeof s->revision, "%.16s", hex);
+    text_close(&all);
+}
+
+static void fill_contexts(struct session *s)
+{
+    const struct run_opts *o = &s->opts;
+    const struct loaded_model *m = &s->model;
+    const struct clock *clock = clock_system();
+    int32_t vocab = BYTE_VOCAB;
+    if (m->tokenizer)
+        vocab = tokenizer_vocab_size(m->tokenizer);
+    if (m->model)
+        vocab = (int32_t)model_config(m->model)->vocab_size;
+    s->prepare = (struct prepare_context){
+        .model = m,
+        .params = {.generation = o->ignore_generation_config ? NULL : &m->generation,
+                   .default_max_tokens = o->default_max_tokens,
+                   .vocab_size = vocab,
+                   .max_model_len = engine_max_model_len(s->engine),
+                   .thinks = m->rules.think_close_id >= 0},
+        .defaults = {str_of(o->run), str_of(o->batch ? o->batch : s->source->stem)},
+        .plain_content = o->model.plain_content};
+    s->result =
+        (struct result_context){.model = m,
+                                .fingerprint = engine_fingerprint(s->engine),
+                                .config_revision = s->revision,
+                                .worker = s->worker_name,
+                                .model_sha256 = model_hash_get,
+                                .sha_ctx = s->hash,
+                                .source_label = str_of(s->source->label),
+                                .mono_to_wall_ns = clock_wall_ns(clock) - clock_mono_ns(clock)};
+}
+
+/* The table of everything taken at open. */
+static void log_memory(const struct engine *engine)
+{
+    struct memory_line lines[32];
+    int n = engine_memory(engine, lines, (int)TR_COUNT(lines));
+    for (int i = 0; i < n && i < (int)TR_COUNT(lines); i++)
+        LOG(LOG_INFO, "memory_taken", LOG_S("what", lines[i].what), LOG_I("bytes", lines[i].bytes));
+}
+
+/* Workers that start together on a new file meet in its making: SQLite refuses the later ones at
+ * once, so they ask again. */
+static int open_sqlite(struct session *s, const struct sqlite_opts *opts, int64_t timeout_ns,
+                       struct err *err)
+{
+    const struct clock *clock = clock_system();
+    int64_t until = clock_mono_ns(clock) + timeout_ns;
+    for (;;) {
+        struct err why = {0};
+        int rc = sink_sqlite_open(&s->sink, opts, &why);
+        if (rc == E_RETRY && clock_mono_ns(clock) < until) {
+            clock_sleep_ns(clock, 50000000);
+            continue;
+        }
+        return rc < 0 ? err_typed(err, why.code, why.type, "%s", why.msg) : rc;
+    }
+}
+
+static int open_sink(struct session *s, struct err *err)
+{
+    const struct run_opts *o = &s->opts;
+    if (!postgres_is_url(o->db)) {
+        /* A file keeps its lines; a broker forgets what was acknowledged. */
+        struct sqlite_opts sqlite = {.path = o->db, .full_sync = o->source.url != NULL};
+        return open_sqlite(s, &sqlite, o->source.url ? o->source.connect_timeout_ns : 0, err);
+    }
+    if (o->show > 0)
+        return err_set(err, E_USAGE, "--show reads a SQLite file; look into the views with psql");
+    struct postgres_opts postgres = o->postgres;
+    postgres.url = o->db;
+    postgres.clock = clock_system();
+    return sink_postgres_open(&s->sink, &postgres, err);
+}
+
+/* Where jobs come from and where rows go. */
+static int ends_open(struct session *s, struct err *err)
+{
+    struct run_opts *o = &s->opts;
+    bool queue = o->source.url != NULL, standard = o->input && strcmp(o->input, "-") == 0;
+    if (!(queue || o->input) || !o->db)
+        return err_set(err, E_USAGE, "want an input and a database"), EXIT_USAGE;
+    if (standard && !o->batch)
+        return err_set(err, E_USAGE, "--batch: want a name, because standard input has none"),
+               EXIT_USAGE;
+    if (o->batch && (!*o->batch || strlen(o->batch) > JOB_ID_BYTES_MAX))
+        return err_set(err, E_USAGE, "--batch: want 1 to %d bytes", JOB_ID_BYTES_MAX), EXIT_USAGE;
+    o->source.client = s->worker_name;
+    int rc = queue ? source_open(&s->source, &o->source, clock_system(), err)
+                   : source_file_open(&s->source, o->input, clock_system(), err);
+    if (rc < 0)
+        return rc == E_USAGE ? EXIT_USAGE : rc == E_RETRY ? EXIT_UNREACHABLE : EXIT_MODEL;
+    rc = open_sink(s, err);
+    return rc == E_OK      ? EXIT_WELL
+           : rc == E_USAGE ? EXIT_USAGE
+           : rc == E_RETRY ? EXIT_UNREACHABLE
+                           : EXIT_MODEL;
+}
+
+/* Opens the rest; on failure the exit code, and err says why. */
+static int session_open(struct session *s, struct err *err)
+{
+    const struct run_opts *o = &s->opts;
+    int code = ends_open(s, err);
+    if (code != EXIT_WELL)
+        return code;
+    int rc = loaded_model_open(&s->model, &o->model, err);
+    if (rc < 0)
+        return rc == E_USAGE ? EXIT_USAGE : EXIT_MODEL;
+    if (s->model.engine.kind == ENGINE_SIM && !s->model.tokenizer) {
+        s->model.engine.sim.vocab_size = BYTE_VOCAB;
+        if (!s->model.engine.max_model_len)
+            s->model.engine.max_model_len = BYTE_CONTEXT;
+    }
+    rc = loaded_model_engine(&s->engine, &s->model, err);
+    if (rc < 0)
+        return rc == E_USAGE ? EXIT_USAGE : EXIT_ENGINE;
+    log_memory(s->engine);
+    struct err hash_err = {0};
+    if (s->model.model && model_hash_open(&s->hash, model_dir(s->model.model), &hash_err) < 0)
+        LOG(LOG_WARN, "model_hash_failed", LOG_S("error", hash_err.msg));
+    fill_revision(s);
+    fill_contexts(s);
+    return EXIT_WELL;
+}
+
+static void session_close(struct session *s)
+{
+    engine_close(s->engine);
+    model_hash_close(s->hash);
+    loaded_model_close(&s->model);
+    sink_close(s->sink);
+    source_close(s->source);
+}
+
+static void catch_signals(struct session *s)
+{
+    struct sigaction action = {.sa_handler = on_signal};
+    stop_signal = 0;
+    sigaction(SIGINT, &action, &s->old_int);
+    sigaction(SIGTERM, &action, &s->old_term);
+}
+
+static void release_signals(const struct session *s)
+{
+    sigaction(SIGINT, &s->old_int, NULL);
+    sigaction(SIGTERM, &s->old_term, NULL);
+}
+
+static void print_summary(const struct worker_summary *w, const struct session *s)
+{
+    char hex[65];
+    const struct engine_stats *e = &w->engine;
+    double seconds = TR_MAX(w->seconds, 1e-9), occupancy = 0;
+    int64_t rows = 0;
+    for (int i = 0; i < RESULT_STATUSES; i++)
+        rows += w->rows[i];
+    if (e->steps > 0 && e->slots > 0)
+        occupancy = (double)e->slot_steps / (double)e->steps / e->slots;
+    sha256_hex(w->totals.outputs_sha256, hex);
+    printf("%s batch=%s rows=%lld ok=%lld failed=%lld invalid=%lld other=%lld present=%lld "
+           "repeated=%lld dead_letters=%lld rows_per_s=%.1f tokens_in_per_s=%.1f "
+           "tokens_out_per_s=%.1f occupancy=%.3f seconds=%.3f outputs=%s\n",
+           w->work_left ? "stopped" : "done", s->prepare.defaults.batch_id.ptr, (long long)rows,
+           (long long)w->rows[RESULT_OK], (long long)w->rows[RESULT_FAILED],
+           (long long)w->rows[RESULT_INVALID],
+           (long long)(w->rows[RESULT_EXPIRED] + w->rows[RESULT_CANCELLED] + w->rows[RESULT_DEAD]),
+           (long long)w->present, (long long)w->repeated, (long long)w->dead_letters,
+           (double)rows / seconds, (double)w->prompt_tokens / seconds,
+           (double)w->completion_tokens / seconds, occupancy, w->seconds, hex);
+    fflush(stdout);
+}
+
+static int verdict(const struct session *s, const struct worker_summary *w, int rc,
+                   const struct err *err)
+{
+    bool config_fault = strcmp(err->type, "database_config") == 0;
+    if (rc < 0)
+        return rc == E_USAGE   ? EXIT_USAGE
+               : rc == E_RETRY ? EXIT_UNREACHABLE
+               : config_fault  ? EXIT_MODEL
+                               : EXIT_ENGINE;
+    if (w->work_left)
+        return stop_signal == SIGTERM ? EXIT_TERMINATED : EXIT_INTERRUPTED;
+    int64_t not_ok = w->dead_letters;
+    for (int i = 0; i < RESULT_STATUSES; i++)
+        not_ok += i == RESULT_OK ? 0 : w->rows[i];
+    /* --strict speaks of the batch, so that running again does not turn it green. */
+    for (int i = 0; i < RESULT_STATUSES; i++)
+        not_ok += i == RESULT_OK ? 0 : w->totals.rows[i];
+    return s->opts.strict && not_ok + w->totals.dead_letters > 0 ? EXIT_STRICT : EXIT_WELL;
+}
+
+static int run_session(struct session *s, struct err *err)
+{
+    const struct run_opts *o = &s->opts;
+    struct progress_meter meter;
+    struct worker_summary summary;
+    const struct clock *clock = clock_system();
+    bool shown = progress_open(&meter, o->progress, stderr, clock_mono_ns(clock));
+    struct worker_opts w = {.source = s->source,
+                            .engine = s->engine,
+                            .sink = s->sink,
+                            .prepare = &s->prepare,
+                            .result = &s->result,
+                            .clock = clock,
+                            .group = o->source.group,
+                            .prepare_threads = o->prepare_threads,
+                            .claim_rows = o->claim_rows,
+                            .claim_bytes = o->claim_bytes,
+                            .flush_rows = o->flush_rows,
+                            .flush_ns = o->flush_ns,
+                            .grace_ns = o->grace_ns,
+                            .stop_signal = &stop_signal,
+                            .progress = shown ? &meter : NULL};
+    LOG(LOG_INFO, "run_started", LOG_S("input", s->source->label), LOG_S("db", o->db),
+        LOG_STR("batch", s->prepare.defaults.batch_id), LOG_S("run", o->run),
+        LOG_S("config_revision", s->revision), LOG_S("fingerprint", s->result.fingerprint));
+    catch_signals(s);
+    int rc = worker_run(&w, &summary, err);
+    int code = verdict(s, &summary, rc, err);
+    release_signals(s);
+    if (shown)
+        progress_close(&meter);
+    print_summary(&summary, s);
+    LOG(LOG_INFO, "run_ended", LOG_I("exit", code), LOG_F("seconds", summary.seconds));
+    return code;
+}
+
+int run_main(const struct run_opts *o)
+{
+    struct session s = {.opts = *o};
+    struct err err = {0};
+    fill_defaults(&s);
+    int code = session_open(&s, &err);
+    if (code == EXIT_WELL)
+        code = run_session(&s, &err);
+    if (err.code)
+        fprintf(stderr, "tranche %s: %s\n", o->command, err.msg);
+    char batch[JOB_ORIGIN_MAX + 1] = "";
+    if (s.source)
+        snprintf(batch, sizeof batch, "%s", o->batch ? o->batch : s.source->stem);
+    session_close(&s);
+    /* Behind the close: the sink has then written all of it to the file. */
+    if (o->show > 0 && !err.code)
+        show_rows(o, s.opts.run, o->batch ? o->batch : batch, stdout);
+    return code;
+}

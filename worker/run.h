@@ -1,0 +1,50 @@
+/* run: `tranche run` and `tranche worker`: opens the model, the engine, a source and a database,
+ * runs the worker over them, prints the summary and gives the exit code. Options come parsed and
+ * range-checked; run_main deals in the combinations that only it can judge. */
+#ifndef TRANCHE_WORKER_RUN_H
+#define TRANCHE_WORKER_RUN_H
+
+#include "worker/open_model.h"
+#include "worker/postgres_connection.h"
+#include "worker/source_open.h"
+
+enum progress_mode {
+    PROGRESS_AUTO, /* a live line on a terminal, else plain lines */
+    PROGRESS_LIVE,
+    PROGRESS_PLAIN,
+    PROGRESS_OFF
+};
+
+/* Strings are borrowed until run_main returns; NULL and 0 mean "the default" where one is named. */
+struct run_opts {
+    const char *command;           /* "run", "worker": whose name errors carry */
+    const char *input;             /* JSONL file; "-": stdin, which needs `batch` */
+    struct source_opts source;     /* url set: in place of input */
+    const char *db;                /* SQLite file, created where absent; or a postgres:// URL */
+    struct postgres_opts postgres; /* how to reach that; its url is `db` */
+    const char *batch;             /* batch_id of lines that name none; NULL: the file's stem */
+    const char *run;               /* run of lines that name none; NULL: "main" */
+    struct model_opts model; /* folder, template, engine. ENGINE_SIM without a folder: a byte is a
+                                token */
+    const char *worker_name; /* NULL: "<host>:<pid>" */
+    bool ignore_generation_config;
+    int32_t default_max_tokens; /* chat jobs that name none; 0: 2048 */
+    int32_t prepare_threads;    /* 0: half of the CPUs, at least 1 */
+    int64_t claim_rows;         /* jobs in memory at once; 0: 16,384 */
+    int64_t claim_bytes;        /* their bytes; 0: 256 MiB */
+    int32_t flush_rows;         /* results that make a transaction; 0: 512 */
+    int64_t flush_ns;           /* or the age of the oldest; 0: 5 s */
+    int64_t grace_ns;           /* Ctrl-C, SIGTERM: what is running may finish so long; < 0: 30 s */
+    bool strict;                /* exit 3 when a row is not `ok` */
+    int32_t show;               /* > 0: that many first rows, the counts, the next commands */
+    enum progress_mode progress;
+};
+void run_opts_init(struct run_opts *o); /* every default filled in; input and db NULL */
+
+/* Runs to the end of the input; of a queue until it is stopped or idle. Installs handlers for
+ * SIGINT and SIGTERM while it runs: the first signal drains within grace_ns, the second leaves at
+ * once. Summary and table go to stdout, progress and log lines to stderr. Returns an enum
+ * exit_code. */
+int run_main(const struct run_opts *o);
+
+#endif

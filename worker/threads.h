@@ -1,0 +1,102 @@
+/* threads: the worker's three helpers, each the owner of one thing that blocks: the source, the
+ * engine, the sink. They decide nothing; they hand items to the worker's event queue. */
+#ifndef TRANCHE_WORKER_THREADS_H
+#define TRANCHE_WORKER_THREADS_H
+
+#include <stdatomic.h>
+
+#include "worker/queue.h"
+#include "worker/sink.h"
+#include "worker/source.h"
+
+/* What arrives in the worker's event queue. */
+enum event {
+    EVENT_PREPARED = 1,  /* job: parsed and tokenized, or refused */
+    EVENT_RENDERED,      /* job: its result is made */
+    EVENT_ASSIGNED,      /* partition: wants its start */
+    EVENT_REVOKED,       /* partition: commit what is finished of it, then forget it */
+    EVENT_LOST,          /* partition: forget it */
+    EVENT_GAP,           /* struct source_gap, the worker's from here on */
+    EVENT_DRAINED,       /* the source has given its last message */
+    EVENT_SOURCE_FAILED, /* intake_error says why */
+    EVENT_SINK_DONE,     /* struct sink_call */
+    EVENT_ENGINE_IDLE,   /* after a drain: nothing runs any more */
+    EVENT_ENGINE_FAILED, /* engine_thread_error says why */
+};
+
+/* ---- intake: the source's thread ---- */
+enum { TASK_ACK = 1, TASK_RELEASE, TASK_START, TASK_FLUSHED };
+struct start { /* of TASK_START; mem_alloc'd, the intake's from there on */
+    int32_t partition;
+    int64_t position;
+};
+/* A partition as an item's pointer. */
+static inline void *partition_item(int32_t partition)
+{
+    return (void *)(intptr_t)partition;
+}
+static inline int32_t item_partition(const struct item *item)
+{
+    return (int32_t)(intptr_t)item->ptr;
+}
+
+struct intake;
+struct intake_opts {
+    struct source *source;
+    struct queue *tasks;   /* claimed jobs go here as TASK_PREPARE */
+    struct queue *returns; /* TASK_ACK, TASK_RELEASE: jobs, which the intake frees; shut: it ends */
+    struct queue *events;
+    int64_t rows, bytes; /* admission budget */
+};
+int intake_open(struct intake **out, const struct intake_opts *opts, struct err *err) TR_MUSTCHECK;
+void intake_stop(struct intake *in);       /* claim nothing more; EVENT_DRAINED follows */
+int64_t intake_claimed(struct intake *in); /* messages so far; final after EVENT_DRAINED */
+void intake_lag(struct intake *in, struct source_lag *out);
+const struct err *intake_error(const struct intake *in);
+void intake_close(struct intake *in); /* waits until `returns`, shut, is empty; NULL is legal */
+
+/* ---- engine ---- */
+struct engine_thread;
+struct engine_thread_opts {
+    struct engine *engine;
+    struct queue *ready; /* jobs with choices, in order */
+    struct queue *tasks; /* finished jobs go here as TASK_RENDER */
+    struct queue *events;
+    const struct clock *clock;
+};
+int engine_thread_open(struct engine_thread **out, const struct engine_thread_opts *opts,
+                       struct err *err) TR_MUSTCHECK;
+void engine_thread_drain(struct engine_thread *et); /* submit nothing more; EVENT_ENGINE_IDLE */
+void engine_thread_stop(
+    struct engine_thread *et); /* leave after this step; the rest stays undone */
+int64_t engine_thread_finished(struct engine_thread *et); /* jobs handed to `tasks` so far */
+void engine_thread_stats(struct engine_thread *et, struct engine_stats *out);
+const struct err *engine_thread_error(const struct engine_thread *et);
+void engine_thread_close(struct engine_thread *et); /* stops and waits; NULL is legal */
+
+/* ---- sink ---- */
+enum sink_call_kind { SINK_LOOKUP, SINK_COUNT, SINK_COMMIT, SINK_TOTALS, SINK_PROGRESS };
+struct sink_call {
+    enum sink_call_kind kind;
+    bool busy; /* the worker's: sent and not yet back */
+    size_t n;
+    struct lookup *lookups;
+    const struct key *keys;
+    int delta;
+    int32_t *attempts;
+    struct commit commit;
+    struct commit_counts counts;
+    struct totals totals;
+    struct progress *progress; /* [n] of SINK_PROGRESS */
+    int rc;                    /* out */
+    struct err err;
+};
+struct sink_thread;
+/* Calls wait in order; one that answers E_RETRY is sent again with growing pauses until it goes
+ * through or sink_thread_give_up. Each comes back as EVENT_SINK_DONE. */
+int sink_thread_open(struct sink_thread **out, struct sink *sink, struct queue *calls,
+                     struct queue *events, const struct clock *clock, struct err *err) TR_MUSTCHECK;
+void sink_thread_give_up(struct sink_thread *st); /* E_RETRY is final from here on */
+void sink_thread_close(struct sink_thread *st);   /* waits until `calls`, shut, is empty */
+
+#endif

@@ -1,0 +1,331 @@
+/* worker: the loop and the protocol. See worker.h, outstanding.h (what is in flight) and
+ * threads.h (who does the blocking work).
+ *
+ * Life of a job (job->stage): arrived -> in lookup -> waiting -> counted (its attempt is durable)
+ * -> with the engine -> rendered -> committing -> acknowledged. A job that needs no engine
+ * (invalid, expired, cancelled) goes from lookup to rendered; one whose row is there goes to
+ * acknowledged. */
+#include "worker/worker_impl.h"
+
+#include "engine/log.h"
+
+static const int64_t TICK_NS = 100000000, DEADLINE_SLACK_NS = 60000000000;
+
+void list_add(struct list *l, struct job *job)
+{
+    job->next = NULL;
+    if (l->last)
+        l->last->next = job;
+    else
+        l->first = job;
+    l->last = job;
+    l->n++;
+}
+
+struct job *list_take(struct list *l)
+{
+    struct job *job = l->first;
+    if (job) {
+        l->first = job->next;
+        l->last = l->first ? l->last : NULL;
+        l->n--;
+        job->next = NULL;
+    }
+    return job;
+}
+
+void worker_call_sink(struct worker *w, struct sink_call *c, enum sink_call_kind kind)
+{
+    struct item item = {0, c};
+    c->kind = kind;
+    c->busy = true;
+    queue_push(w->calls, &item, 1);
+}
+
+/* No result: it becomes a dead letter in the next transaction. */
+static void kill_conflict(struct worker *w, struct job *job)
+{
+    while (job) {
+        struct job *same = job->same;
+        job->same = NULL;
+        job->result = NULL;
+        job->err = (struct err){0};
+        err_typed(&job->err, E_JOB, "id_conflict",
+                  "the id belongs to another request: its row, or an earlier message, has another "
+                  "request_sha256");
+        worker_to_commit(w, job);
+        job = same;
+    }
+}
+
+static void refuse(struct worker *w, struct job *job, enum result_status status, const char *code,
+                   const char *detail)
+{
+    int64_t now = clock_wall_ns(w->opts.clock);
+    if (!result_refuse(job, w->opts.result, status, code, detail, now)) {
+        w->rc = err_set(w->err, E_FATAL, "worker: no memory for a result");
+        w->stop = true;
+    }
+    worker_to_commit(w, job);
+}
+
+/* In order of arrival, so that of two payloads under one id the same one always wins. */
+static void admit(struct worker *w, struct job *job)
+{
+    struct job *twin = outstanding_find(&w->out, job);
+    if (!twin) {
+        outstanding_enter_key(&w->out, job);
+        job->stage = STAGE_LOOKUP;
+        list_add(&w->to_look_up, job);
+    } else if (memcmp(twin->sha256, job->sha256, sizeof job->sha256) == 0) {
+        job->stage = twin->stage; /* the watermark waits for both */
+        job->same = twin->same;
+        twin->same = job;
+        w->summary->repeated++;
+    } else {
+        kill_conflict(w, job);
+    }
+}
+
+static void after_lookup(struct worker *w, struct job *job, const struct lookup *l)
+{
+    int64_t now = clock_wall_ns(w->opts.clock);
+    job->attempts = l->attempts;
+    if (l->state == LOOKUP_SAME) {
+        w->summary->present++;
+        worker_settle(w, job);
+        if (!w->progress_ns) /* it may be all that comes: the watermark must not wait for a row */
+            w->progress_ns = clock_mono_ns(w->opts.clock);
+    } else if (l->state == LOOKUP_CONFLICT) {
+        outstanding_leave_key(&w->out, job);
+        kill_conflict(w, job);
+    } else if (l->state == LOOKUP_CANCELLED) {
+        refuse(w, job, RESULT_CANCELLED, "cancelled", "a cancellation was asked for");
+    } else if (job->err.code) {
+        bool ours = job->err.code != E_JOB;
+        refuse(w, job, ours ? RESULT_FAILED : RESULT_INVALID,
+               job->err.type[0] ? job->err.type
+               : ours           ? "no_memory"
+                                : "invalid",
+               job->err.msg);
+    } else if (job->deadline_ns && now > job->deadline_ns + DEADLINE_SLACK_NS) {
+        refuse(w, job, RESULT_EXPIRED, "expired", "its deadline had passed before it could start");
+    } else {
+        job->stage = STAGE_WAITING;
+        waiting_push(&w->out, job);
+    }
+}
+
+static void send_lookups(struct worker *w)
+{
+    if (w->lookup.busy || w->to_look_up.n == 0 || w->draining)
+        return;
+    size_t n = 0;
+    for (struct job *job; n < LOOKUP_MAX && (job = list_take(&w->to_look_up)); n++) {
+        w->looked_up[n] = job;
+        w->lookups[n] = (struct lookup){.key = {job->run, job->batch_id, job->custom_id},
+                                        .sha256 = job->sha256};
+    }
+    w->lookup.lookups = w->lookups;
+    w->lookup.n = n;
+    worker_call_sink(w, &w->lookup, SINK_LOOKUP);
+}
+
+/* Moves waiting jobs towards the ready queue: their output memory, then their durable attempt. */
+static void send_counts(struct worker *w)
+{
+    size_t n = 0;
+    int64_t room = w->ready_cap - (int64_t)queue_length(w->ready);
+    if (w->count.busy || w->out.n_heap == 0 || w->draining || room < TR_MIN(w->ready_cap / 4, 64))
+        return;
+    while (n < COUNT_MAX && (int64_t)n < room &&
+           (w->output_bytes < w->opts.claim_bytes || w->with_engine == w->rendered)) {
+        struct job *job = waiting_pop(&w->out);
+        if (!job)
+            break;
+        if (outstanding_orphaned(&w->out, job)) {
+            worker_release(w, job);
+            continue;
+        }
+        struct err err = {0};
+        if (prepare_choices(job, &err) < 0) {
+            refuse(w, job, RESULT_FAILED, "no_memory", err.msg);
+            continue;
+        }
+        w->output_bytes += (int64_t)job->output_bytes;
+        w->counted[n] = job;
+        w->keys[n++] = (struct key){job->run, job->batch_id, job->custom_id};
+    }
+    if (n == 0)
+        return;
+    w->count.keys = w->keys;
+    w->count.n = n;
+    w->count.delta = 1;
+    w->count.attempts = w->attempts;
+    w->with_engine += (int64_t)n;
+    worker_call_sink(w, &w->count, SINK_COUNT);
+}
+
+static void after_count(struct worker *w)
+{
+    struct item items[COUNT_MAX];
+    for (size_t i = 0; i < w->count.n; i++) {
+        struct job *job = w->counted[i];
+        job->stage = STAGE_COUNTED;
+        job->attempts = w->attempts[i];
+        items[i] = (struct item){0, job};
+    }
+    queue_push(w->ready, items, w->count.n);
+}
+
+/* ---- events ---- */
+
+static void give_up(struct worker *w, int rc, const struct err *why)
+{
+    if (w->rc == E_OK && rc < 0) {
+        w->rc = rc;
+        err_typed(w->err, rc, why->type, "%s", why->msg);
+    }
+    sink_thread_give_up(w->sink);
+    w->stop = true;
+}
+
+static void on_sink(struct worker *w, struct sink_call *c)
+{
+    c->busy = false;
+    if (c->rc < 0) {
+        give_up(w, c->rc, &c->err);
+    } else if (c->kind == SINK_LOOKUP) {
+        for (size_t i = 0; i < c->n; i++)
+            after_lookup(w, w->looked_up[i], &w->lookups[i]);
+    } else if (c->kind == SINK_COUNT && c->delta > 0) {
+        after_count(w);
+    } else if (c->kind == SINK_COMMIT) {
+        worker_after_commit(w);
+    } else if (c->kind == SINK_PROGRESS) {
+        worker_partition_after_starts(w);
+    }
+}
+
+static void start_drain(struct worker *w)
+{
+    if (w->draining)
+        return;
+    w->draining = true;
+    w->cut_short = !w->drained;
+    w->drain_ns = clock_mono_ns(w->opts.clock);
+    intake_stop(w->intake);
+    engine_thread_drain(w->engine);
+    LOG(LOG_INFO, "drain", LOG_I("outstanding", w->out.n),
+        LOG_F("grace_seconds", (double)w->opts.grace_ns / 1e9));
+}
+
+static void on_event(struct worker *w, const struct item *item)
+{
+    struct job *job = item->ptr;
+    switch ((enum event)item->kind) {
+    case EVENT_PREPARED:
+        outstanding_arrive(&w->out, job);
+        while ((job = outstanding_next(&w->out)))
+            admit(w, job);
+        break;
+    case EVENT_RENDERED:
+        w->rendered++;
+        w->output_bytes -= (int64_t)job->output_bytes;
+        mem_free(job->output); /* text now; nobody reads the ids again */
+        job->output = NULL;
+        worker_to_commit(w, job);
+        break;
+    case EVENT_ASSIGNED:
+    case EVENT_REVOKED:
+    case EVENT_LOST:
+    case EVENT_GAP:
+        worker_partition_event(w, item);
+        break;
+    case EVENT_DRAINED:
+        w->drained = true;
+        break;
+    case EVENT_SOURCE_FAILED:
+        /* What is in hand is finished first; the reason is told at the end. */
+        w->rc = err_typed(w->err, intake_error(w->intake)->code, "source", "%s",
+                          intake_error(w->intake)->msg);
+        break;
+    case EVENT_SINK_DONE:
+        on_sink(w, item->ptr);
+        break;
+    case EVENT_ENGINE_FAILED:
+        w->rc = err_typed(w->err, E_FATAL, "engine", "%s", engine_thread_error(w->engine)->msg);
+        LOG(LOG_ERROR, "engine_failed", LOG_S("error", w->err->msg));
+        start_drain(w);
+        w->engine_gone = true;
+        break;
+    case EVENT_ENGINE_IDLE:
+        w->engine_gone = true;
+        break;
+    }
+}
+
+/* A stop signal: what runs may finish within the grace period, then the rows that exist are
+ * written. */
+static void mind_signals(struct worker *w)
+{
+    if (w->opts.stop_signal && *w->opts.stop_signal)
+        start_drain(w);
+    if (w->draining && !w->engine_gone &&
+        clock_mono_ns(w->opts.clock) - w->drain_ns >= w->opts.grace_ns)
+        engine_thread_stop(w->engine);
+    if (w->draining && clock_mono_ns(w->opts.clock) - w->drain_ns >= w->opts.grace_ns)
+        sink_thread_give_up(w->sink);
+}
+
+static bool finished(const struct worker *w)
+{
+    bool quiet = !w->lookup.busy && !w->count.busy && !w->commit.busy && !w->start.busy;
+    if (w->stop)
+        return quiet;
+    return quiet && w->to_commit.n == 0 && !w->progress_ns && worker_last_rows(w);
+}
+
+static void show_progress(struct worker *w)
+{
+    struct engine_stats stats;
+    struct source_lag lag;
+    const struct worker_summary *s = w->summary;
+    if (!w->opts.progress)
+        return;
+    engine_thread_stats(w->engine, &stats);
+    intake_lag(w->intake, &lag);
+    int64_t rows = s->present + s->repeated, not_ok = 0, messages;
+    for (int i = 0; i < RESULT_STATUSES; i++) {
+        rows += s->rows[i];
+        not_ok += i == RESULT_OK ? 0 : s->rows[i];
+    }
+    struct progress_view v = {
+        .rows = rows,
+        .not_ok = not_ok + s->dead_letters,
+        .done_bytes = partition_watermark(&w->out.partitions[0], STAGE_COMMITTING, &messages),
+        .total_bytes = lag.bytes_total,
+        .running = stats.running,
+        .waiting = (int64_t)w->out.n - stats.running,
+        .tokens_out = stats.sampled};
+    progress_show(w->opts.progress, &v, clock_mono_ns(w->opts.clock));
+}
+
+void worker_loop(struct worker *w)
+{
+    struct item items[EVENT_MAX];
+    while (!finished(w)) {
+        size_t n = queue_pop(w->events, items, EVENT_MAX, TICK_NS);
+        for (size_t i = 0; i < n; i++)
+            on_event(w, &items[i]);
+        mind_signals(w);
+        if (w->stop)
+            continue;
+        send_lookups(w);
+        send_counts(w);
+        worker_send_commit(w);
+        worker_partition_flush(w);
+        worker_partition_starts(w);
+        show_progress(w);
+    }
+}

@@ -1,0 +1,52 @@
+/* worker: the protocol. It joins a source, an engine and a sink, and it alone decides when a
+ * message is acknowledged: after the transaction with its row has been committed, never before.
+ *
+ *   source ─ intake ─► pool (prepare) ─► worker ─► sink: lookup ─► waiting ─► sink: count attempt
+ *     ▲                                                                             │ ready queue
+ *     └── ack ◄── worker ◄── sink: commit ◄── worker ◄── pool (render) ◄── engine ◄─┘
+ *
+ * Admission is one budget of rows and bytes, spent at the claim and returned at the ack; every
+ * queue between is large enough for all of it, so nothing else ever waits for room. */
+#ifndef TRANCHE_WORKER_WORKER_H
+#define TRANCHE_WORKER_WORKER_H
+
+#include <signal.h>
+
+#include "worker/prepare.h"
+#include "worker/progress.h"
+#include "worker/source.h"
+
+struct worker_opts {
+    struct source *source;
+    struct engine *engine;
+    struct sink *sink;
+    const struct prepare_context *prepare;
+    const struct result_context *result;
+    const struct clock *clock;
+    const char *group; /* partition_progress.consumer_group: "file" */
+    int prepare_threads;
+    int64_t claim_rows, claim_bytes;
+    int32_t flush_rows;
+    int64_t flush_ns, grace_ns;
+    const volatile sig_atomic_t *stop_signal; /* not 0: drain; NULL: never */
+    struct progress_meter *progress;          /* NULL: none */
+};
+struct worker_summary {
+    int64_t rows[RESULT_STATUSES]; /* committed by this run of the worker */
+    int64_t present;               /* messages whose row was there: repeated, or done before */
+    int64_t repeated;              /* messages that met their twin in flight */
+    int64_t dead_letters;          /* new ones */
+    int64_t prompt_tokens, completion_tokens;
+    double seconds, device_seconds;
+    struct engine_stats engine;
+    struct totals totals; /* over all rows of the batches touched, also those there before */
+    bool work_left;       /* stopped before the end */
+};
+/* Runs until the source is drained and everything is settled, or a stop signal's drain is over.
+ * Returns E_OK (summary->work_left tells of a stop), or what ended it: E_USAGE (input), E_FATAL
+ * (engine, sink). Everything finished by then has been committed and acknowledged where the sink
+ * still could. */
+int worker_run(const struct worker_opts *opts, struct worker_summary *summary,
+               struct err *err) TR_MUSTCHECK;
+
+#endif

@@ -1,0 +1,135 @@
+/* worker_commit: the transaction and what follows it. See worker.h: the ack comes behind the
+ * COMMIT, here and nowhere else. */
+#include "worker/worker_impl.h"
+
+static void part(struct worker *w, struct job *job, int task)
+{
+    outstanding_leave_key(&w->out, job);
+    while (job) {
+        struct job *same = job->same;
+        struct item item = {task, job};
+        outstanding_leave(&w->out, job);
+        queue_push(w->returns, &item, 1);
+        job = same;
+    }
+}
+
+void worker_settle(struct worker *w, struct job *job)
+{
+    part(w, job, TASK_ACK);
+}
+
+void worker_release(struct worker *w, struct job *job)
+{
+    part(w, job, TASK_RELEASE);
+}
+
+void worker_to_commit(struct worker *w, struct job *job)
+{
+    job->stage = STAGE_DONE;
+    if (w->to_commit.n == 0)
+        w->oldest_ns = clock_mono_ns(w->opts.clock);
+    list_add(&w->to_commit, job);
+}
+
+static void add_dead_letter(struct worker *w, struct dead_letter *d, struct job *job)
+{
+    struct str key = {NULL, 0}, place = {NULL, 0};
+    job_printf(job, &key, STR_FMT "/" STR_FMT "/" STR_FMT, STR_ARG(job->run),
+               STR_ARG(job->batch_id), STR_ARG(job->origin));
+    job_printf(job, &place, "{" STR_FMT "}", STR_ARG(job->place));
+    *d = (struct dead_letter){.source_key = key,
+                              .key = {job->run, job->batch_id, job->custom_id},
+                              .reason = str_of(job->err.type),
+                              .detail = str_of(job->err.msg),
+                              .payload = job->message,
+                              .source = place,
+                              .attempts = job->attempts,
+                              .seen_ns = clock_wall_ns(w->opts.clock),
+                              .worker = str_of(w->opts.result->worker)};
+    memcpy(d->sha256, job->sha256, sizeof d->sha256);
+}
+
+static void fill_progress(struct worker *w)
+{
+    struct commit *c = &w->commit.commit;
+    c->n_progress = 0;
+    c->progress = w->progress;
+    for (int32_t p = 0; p < SOURCE_PARTITIONS_MAX; p++) {
+        const struct partition *part = &w->out.partitions[p];
+        if (!part->used)
+            continue;
+        struct progress *to = &w->progress[c->n_progress++];
+        *to = worker_progress_of(w, p);
+        to->position = partition_watermark(part, STAGE_COMMITTING, &to->messages);
+    }
+}
+
+bool worker_last_rows(const struct worker *w)
+{
+    return w->draining ? w->engine_gone && engine_thread_finished(w->engine) == w->rendered
+                       : w->drained && w->out.next_arrival == intake_claimed(w->intake) &&
+                             w->to_look_up.n == 0 && !w->lookup.busy && !w->count.busy &&
+                             w->out.n_heap == 0 && w->with_engine == w->rendered;
+}
+
+static bool commit_due(const struct worker *w, int64_t now)
+{
+    bool rows = w->to_commit.n > 0;
+    if (w->commit.busy || !(rows || w->progress_ns))
+        return false;
+    return w->to_commit.n >= (size_t)w->opts.flush_rows || w->flush == FLUSH_ASKED ||
+           (rows && now - w->oldest_ns >= w->opts.flush_ns) ||
+           (w->progress_ns && now - w->progress_ns >= w->opts.flush_ns) || worker_last_rows(w);
+}
+
+void worker_send_commit(struct worker *w)
+{
+    int64_t now = clock_mono_ns(w->opts.clock);
+    if (!commit_due(w, now))
+        return;
+    struct commit *c = &w->commit.commit;
+    size_t n = 0, results = 0, dead = 0;
+    for (struct job *job; n < w->commit_max && (job = list_take(&w->to_commit)); n++) {
+        w->committing[n] = job;
+        for (struct job *twin = job; twin; twin = twin->same)
+            twin->stage = STAGE_COMMITTING;
+        if (job->result)
+            w->results[results++] = job->result;
+        else
+            add_dead_letter(w, &w->dead[dead++], job);
+    }
+    w->oldest_ns = now;
+    w->n_committing = n;
+    *c = (struct commit){.results = w->results,
+                         .n_results = results,
+                         .dead_letters = w->dead,
+                         .n_dead_letters = dead,
+                         .lost_ranges = w->sent_gaps,
+                         .n_lost_ranges = w->n_gaps,
+                         .now_ns = clock_wall_ns(w->opts.clock)};
+    fill_progress(w);
+    w->progress_ns = 0;
+    memcpy(w->sent_gaps, w->gaps, w->n_gaps * sizeof *w->gaps);
+    w->n_gaps = 0;
+    if (w->flush == FLUSH_ASKED)
+        w->flush = FLUSH_SENT;
+    worker_call_sink(w, &w->commit, SINK_COMMIT);
+}
+
+void worker_after_commit(struct worker *w)
+{
+    struct worker_summary *s = w->summary;
+    s->dead_letters += w->commit.counts.dead_letters;
+    s->present += w->commit.counts.already;
+    for (size_t i = 0; i < w->n_committing; i++) {
+        const struct result *r = w->committing[i]->result;
+        if (r) {
+            s->rows[r->status]++;
+            s->prompt_tokens += r->prompt_tokens;
+            s->completion_tokens += r->completion_tokens;
+            s->device_seconds += r->device_seconds;
+        }
+        worker_settle(w, w->committing[i]);
+    }
+}

@@ -1,0 +1,82 @@
+/* worker_impl: what the worker's files share: its state. worker.c holds the flow of a job and the
+ * events, worker_commit.c the transaction and the ack, worker_open.c threads and ends. Nobody else
+ * includes this. */
+#ifndef TRANCHE_WORKER_WORKER_IMPL_H
+#define TRANCHE_WORKER_WORKER_IMPL_H
+
+#include "worker/outstanding.h"
+#include "worker/threads.h"
+#include "worker/worker.h"
+
+enum stage { STAGE_NEW, STAGE_LOOKUP, STAGE_WAITING, STAGE_COUNTED, STAGE_DONE, STAGE_COMMITTING };
+enum { LOOKUP_MAX = 2048, COUNT_MAX = 1024, EVENT_MAX = 256, CALLS = 4 };
+
+struct list {
+    struct job *first, *last;
+    size_t n;
+};
+
+struct worker {
+    struct worker_opts opts;
+    struct worker_summary *summary;
+    struct outstanding out;
+    struct queue *tasks, *ready, *events, *returns, *calls;
+    struct pool *pool;
+    struct intake *intake;
+    struct engine_thread *engine;
+    struct sink_thread *sink;
+
+    struct list to_look_up, to_commit; /* rendered or dead, in order of arrival here */
+    int64_t oldest_ns;                 /* when to_commit became non-empty (mono) */
+    struct sink_call lookup, count, commit, totals;
+    struct job *looked_up[LOOKUP_MAX], *counted[COUNT_MAX];
+    struct lookup lookups[LOOKUP_MAX];
+    struct key keys[COUNT_MAX];
+    int32_t attempts[COUNT_MAX];
+    struct job **committing; /* [commit_max] */
+    const struct result **results;
+    struct dead_letter *dead;
+    size_t commit_max, n_committing;
+    struct progress progress[SOURCE_PARTITIONS_MAX];
+    int64_t progress_ns; /* since when progress has moved without a row to commit; 0: it has not */
+    enum { FLUSH_NONE, FLUSH_ASKED, FLUSH_SENT } flush; /* partitions are being taken away */
+    struct sink_call start;
+    struct progress starts[SOURCE_PARTITIONS_MAX]; /* of `start`, or collected for it */
+    size_t n_starts;
+    struct lost_range gaps[SOURCE_GAPS_MAX], sent_gaps[SOURCE_GAPS_MAX]; /* for the next commit */
+    size_t n_gaps;
+
+    int64_t ready_cap, rendered, with_engine; /* handed to the engine; of them come back */
+    int64_t output_bytes;                     /* of jobs with the engine */
+    int64_t start_ns, drain_ns;
+    bool drained, draining, cut_short, engine_gone, stop;
+    int rc;
+    struct err *err;
+};
+
+void list_add(struct list *l, struct job *job);
+struct job *list_take(struct list *l);
+void worker_call_sink(struct worker *w, struct sink_call *c, enum sink_call_kind kind);
+void worker_loop(struct worker *w);
+
+/* The end of a job's life here: its row is committed, or was there. Acknowledges it and its twins.
+ */
+void worker_settle(struct worker *w, struct job *job);
+/* Nobody waits for it here any more: back to the source without a row. */
+void worker_release(struct worker *w, struct job *job);
+/* The job's result (or its dead letter, where it has none) goes into the next transaction. */
+void worker_to_commit(struct worker *w, struct job *job);
+void worker_send_commit(struct worker *w); /* when it is time to */
+void worker_after_commit(struct worker *w);
+
+/* worker_partitions.c: partitions that come and go. */
+void worker_partition_event(struct worker *w, const struct item *item);
+void worker_partition_starts(struct worker *w);       /* asks the sink for them */
+void worker_partition_after_starts(struct worker *w); /* the sink has answered */
+void worker_partition_flush(struct worker *w);        /* tells the source once all is committed */
+struct progress worker_progress_of(const struct worker *w, int32_t partition);
+/* Nothing but the rows to commit is left, so that waiting for more would be waiting for the clock.
+ */
+bool worker_last_rows(const struct worker *w);
+
+#endif

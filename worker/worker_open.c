@@ -1,0 +1,134 @@
+/* worker_open: the worker's threads and queues from start to end. See worker.h. */
+#include "engine/log.h"
+#include "worker/worker_impl.h"
+
+static int open_queues(struct worker *w, struct err *err)
+{
+    size_t cap = (size_t)w->opts.claim_rows + SOURCE_CLAIM_MAX + CALLS + 8;
+    struct queue **queues[] = {&w->tasks, &w->ready, &w->events, &w->returns, &w->calls};
+    int rc = E_OK;
+    for (size_t i = 0; rc == E_OK && i < TR_COUNT(queues); i++)
+        rc = queue_open(queues[i], cap, err);
+    w->commit_max = (size_t)w->opts.flush_rows * 2;
+    w->committing = mem_alloc(w->commit_max, sizeof *w->committing);
+    w->results = mem_alloc(w->commit_max, sizeof *w->results);
+    w->dead = mem_alloc(w->commit_max, sizeof *w->dead);
+    if (rc == E_OK && !(w->committing && w->results && w->dead))
+        rc =
+            err_set(err, E_FATAL, "worker: no memory for a transaction of %zu rows", w->commit_max);
+    if (rc == E_OK)
+        rc = outstanding_open(&w->out, cap, err);
+    return rc;
+}
+
+static int open_threads(struct worker *w, struct err *err)
+{
+    const struct worker_opts *o = &w->opts;
+    struct pool_opts pool = {.threads = o->prepare_threads,
+                             .tasks = w->tasks,
+                             .out = w->events,
+                             .done = {0, EVENT_PREPARED, EVENT_RENDERED},
+                             .prepare = o->prepare,
+                             .result = o->result};
+    struct engine_thread_opts engine = {o->engine, w->ready, w->tasks, w->events, o->clock};
+    struct intake_opts intake = {o->source, w->tasks,      w->returns,
+                                 w->events, o->claim_rows, o->claim_bytes};
+    int rc = pool_open(&w->pool, &pool, err);
+    if (rc == E_OK)
+        rc = engine_thread_open(&w->engine, &engine, err);
+    if (rc == E_OK)
+        rc = sink_thread_open(&w->sink, o->sink, w->calls, w->events, o->clock, err);
+    if (rc == E_OK)
+        rc = intake_open(&w->intake, &intake, err);
+    return rc;
+}
+
+/* Starts that did not end: back to what they were, so that a stop counts against nobody. */
+static void uncount(struct worker *w)
+{
+    size_t n = 0;
+    for (size_t p = 0; p <= SOURCE_PARTITIONS_MAX; p++)
+        for (struct job *job = p < SOURCE_PARTITIONS_MAX ? w->out.partitions[p].first
+                                                         : w->out.orphans.first;
+             job; job = job->behind) {
+            if (job->stage != STAGE_COUNTED || job->attempts <= 0)
+                continue;
+            w->keys[n++] = (struct key){job->run, job->batch_id, job->custom_id};
+            if (n < COUNT_MAX)
+                continue;
+            struct err err = {0};
+            (void)w->opts.sink->ops->count_attempts(w->opts.sink, w->keys, n, -1, NULL, &err);
+            n = 0;
+        }
+    struct err err = {0};
+    if (n && w->opts.sink->ops->count_attempts(w->opts.sink, w->keys, n, -1, NULL, &err) < 0)
+        LOG(LOG_WARN, "attempts_not_returned", LOG_S("error", err.msg));
+}
+
+/* Ends the threads in the order of the flow and frees every job. The sink is ours again. */
+static void close_threads(struct worker *w)
+{
+    struct item items[EVENT_MAX];
+    size_t n;
+    if (w->intake)
+        intake_stop(w->intake);
+    if (w->returns)
+        queue_shut(w->returns);
+    intake_close(w->intake);
+    engine_thread_close(w->engine);
+    if (w->tasks)
+        queue_shut(w->tasks);
+    pool_close(w->pool);
+    if (w->calls)
+        queue_shut(w->calls);
+    sink_thread_close(w->sink);
+    while (w->events && (n = queue_pop(w->events, items, EVENT_MAX, 0)) > 0)
+        for (size_t i = 0; i < n; i++)
+            if (items[i].kind == EVENT_PREPARED)
+                outstanding_arrive(&w->out, items[i].ptr);
+            else if (items[i].kind == EVENT_GAP)
+                mem_free(items[i].ptr);
+}
+
+static void close_rest(struct worker *w)
+{
+    struct queue *queues[] = {w->tasks, w->ready, w->events, w->returns, w->calls};
+    outstanding_close(&w->out);
+    for (size_t i = 0; i < TR_COUNT(queues); i++)
+        queue_close(queues[i]);
+    mem_free(w->committing);
+    mem_free(w->results);
+    mem_free(w->dead);
+    mem_free(w);
+}
+
+int worker_run(const struct worker_opts *opts, struct worker_summary *summary, struct err *err)
+{
+    struct worker *w = mem_alloc(1, sizeof *w);
+    if (!w)
+        return err_set(err, E_FATAL, "worker: no memory");
+    *summary = (struct worker_summary){0};
+    struct engine_stats stats;
+    engine_stats(opts->engine, &stats);
+    w->opts = *opts;
+    w->summary = summary;
+    w->err = err;
+    w->start_ns = clock_mono_ns(opts->clock);
+    w->ready_cap = TR_MIN(TR_MAX((int64_t)stats.slots * 2, (int64_t)COUNT_MAX), opts->claim_rows);
+    w->rc = open_queues(w, err);
+    if (w->rc == E_OK)
+        w->rc = open_threads(w, err);
+    if (w->rc == E_OK)
+        worker_loop(w);
+    close_threads(w);
+    engine_stats(opts->engine, &summary->engine);
+    summary->work_left = w->out.n > 0 || w->cut_short;
+    summary->seconds = (double)(clock_mono_ns(opts->clock) - w->start_ns) / 1e9;
+    uncount(w);
+    struct err ignored = {0};
+    if (opts->sink->ops->totals(opts->sink, &summary->totals, &ignored) < 0)
+        LOG(LOG_WARN, "totals_failed", LOG_S("error", ignored.msg));
+    int rc = w->rc;
+    close_rest(w);
+    return rc;
+}
