@@ -1,0 +1,47 @@
+# Thin: each target is one command that also works by hand.
+BUILD  = build/release
+BIN    = $(BUILD)/tranche
+PYTHON = /usr/bin/python3
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+run: ## install what is missing, build, run examples/jobs.jsonl on the example model
+	@tools/install.sh run
+	@tools/build.sh release tranche
+	@$(BIN) run --model examples/tiny-model --db examples/jobs.db --show 12 \
+		--log-level warn examples/jobs.jsonl
+
+test: ## install what the tests need and run all of them (10 minutes on 2 cores)
+	@tools/install.sh test
+	@tests/drive.py all
+
+check: ## build, lint and the short unit tests (under a minute when warm)
+	@tests/drive.py check
+
+bench: ## measure ceilings and our share of them on this machine
+	@tools/build.sh release
+	@tests/run/postgres_server.py $(BUILD)/sink_postgres_bench
+	@for bench in $(BUILD)/*_bench; do [ ! -x $$bench ] || $$bench || exit 1; done
+	@$(BIN) bench --model examples/tiny-model $(BENCH)
+
+golden: ## remake the golden files (needs Transformers)
+	@for script in tools/golden_*.py; do $(PYTHON) $$script || exit 1; done
+
+format: ## format the C sources in place
+	@tests/lint/format.sh --list | xargs clang-format-14 -i
+
+lint: ## format, layering, option names, sizes, private paths
+	@tests/drive.py lint
+
+fuzz: ## fuzz each parser for SECONDS (60)
+	@tests/drive.py fuzz $(or $(SECONDS),60)
+
+cuda: ## build/cuda/tranche with the CUDA engine; finds or fetches a toolkit
+	@root=$$(tools/cuda_toolkit.sh) && cmake -S . -B build/cuda -G Ninja -DCMAKE_BUILD_TYPE=Release \
+		-DTRANCHE_CUDA=$$root >/dev/null && cmake --build build/cuda --target tranche
+
+clean: ## remove everything that was built
+	rm -rf build
+
+.PHONY: cuda help run test check bench golden format lint fuzz clean
