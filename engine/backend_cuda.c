@@ -115,6 +115,7 @@ static void op_close(struct backend *base)
     struct cuda_backend *b = cuda_self(base);
     if (!b)
         return;
+    cudaSetDevice(b->device);
     cudaStreamSynchronize(b->stream);
     cuda_memory_close(b);
     cuda_gemm_close(b);
@@ -147,12 +148,16 @@ int backend_cuda_free_bytes(int device, int64_t *out, struct err *err)
 
 const char *backend_cuda_device_name(int device)
 {
-    static struct cudaDeviceProp prop;
-    if (cudaGetDeviceProperties(&prop, device) != cudaSuccess) {
+    static char names[DEVICES_MAX][256];
+    struct cudaDeviceProp prop;
+    if (device < 0 || device >= DEVICES_MAX ||
+        cudaGetDeviceProperties(&prop, device) != cudaSuccess) {
         cudaGetLastError();
         return "";
     }
-    return prop.name;
+    memcpy(names[device], prop.name, sizeof names[device]);
+    names[device][sizeof names[device] - 1] = '\0';
+    return names[device];
 }
 
 static int device_check(const struct backend_opts *o, int device, struct cudaDeviceProp *prop,

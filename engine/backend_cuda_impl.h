@@ -16,6 +16,7 @@
 
 enum {
     STEPS_IN_FLIGHT = 2,
+    DEVICES_MAX = 64,
     PLANS_MAX = 512,
     OWNED_MAX = 8192,
     CANDIDATES = 16,

@@ -260,6 +260,7 @@ int cuda_step_begin(struct backend *base, const struct step *s, struct err *err)
     struct step_block *h = &f->host;
     CHECK(s->rows.n <= b->opts.rows_cap && s->n_logits <= b->opts.rows_cap);
     CHECK(s->rows.block_table_stride == b->opts.pages_per_slot);
+    cudaSetDevice(b->device); /* a thread's own choice, and the engine's thread did not open it */
     b->step = s;
     b->now = f;
     b->launch_error = 0;
@@ -324,6 +325,7 @@ static cudaError_t take_previous(struct cuda_backend *b, struct sample_token *to
 int backend_cuda_drain(struct backend *base, struct sample_token *tokens, struct err *err)
 {
     struct cuda_backend *b = cuda_self(base);
+    cudaSetDevice(b->device);
     b->step_count++;
     cudaError_t e = take_previous(b, tokens);
     return e == cudaSuccess ? E_OK : cuda_fail(err, e, "step");

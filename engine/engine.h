@@ -23,6 +23,7 @@ struct sim_opts {
     double fail_share;         /* share of requests (by rng_key) that end FINISH_FAILED */
     int32_t poison_id;         /* a prompt holding this id kills the process (SIGABRT); -1: none */
     int64_t crash_after_steps; /* SIGKILL to itself at that step; 0: never */
+    int64_t fault_after_steps; /* device 0 is lost at that step, as a GPU is (E_FATAL); 0: never */
 };
 
 struct engine_opts {
@@ -35,7 +36,8 @@ struct engine_opts {
     int32_t chunk_tokens;  /* longest prefill chunk of one sequence in a step; 0: the budget */
     int32_t max_model_len; /* longest prompt + output; 0: the model's, cut to what memory holds */
     int64_t kv_bytes;      /* 0: chosen; at least one sequence of max_model_len must fit */
-    int32_t device;        /* ENGINE_CUDA: index of the GPU */
+    int32_t device;        /* ENGINE_CUDA: index of the GPU; else of the engine beside others */
+    int32_t sharers;       /* engines on the same CPUs and memory, this one included; 0: alone */
     int32_t threads;       /* 0: the CPUs this process may run on */
     int32_t isa;           /* enum cpu_isa, or -1: best */
     bool no_prefix_sharing;
@@ -105,6 +107,9 @@ struct engine_stats {
     int32_t slots, running, waiting, pages, pages_used, pages_peak;
 };
 void engine_stats(const struct engine *e, struct engine_stats *out);
+/* *sum of engines beside each other: counts add up; steps become the mean over slots, so that
+ * slot_steps / steps / slots stays the occupancy. */
+void engine_stats_add(struct engine_stats *sum, const struct engine_stats *one);
 
 struct memory_line {
     const char *what; /* "weights", "kv pages", "activations", ... */

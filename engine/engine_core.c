@@ -157,6 +157,29 @@ void engine_stats(const struct engine *e, struct engine_stats *out)
     out->pages_used = e->n_pages - kv_available(e->kv);
 }
 
+void engine_stats_add(struct engine_stats *sum, const struct engine_stats *one)
+{
+    const int64_t slots = (int64_t)sum->slots + one->slots;
+    if (slots > 0)
+        sum->steps = (int64_t)(((__int128)sum->steps * sum->slots +
+                                (__int128)one->steps * one->slots + slots / 2) /
+                               slots);
+    sum->rows += one->rows;
+    sum->prefill_rows += one->prefill_rows;
+    sum->decode_rows += one->decode_rows;
+    sum->cached_rows += one->cached_rows;
+    sum->sampled += one->sampled;
+    sum->evictions += one->evictions;
+    sum->slot_steps += one->slot_steps;
+    sum->device_ns += one->device_ns;
+    sum->slots += one->slots;
+    sum->running += one->running;
+    sum->waiting += one->waiting;
+    sum->pages += one->pages;
+    sum->pages_used += one->pages_used;
+    sum->pages_peak += one->pages_peak;
+}
+
 int engine_memory(const struct engine *e, struct memory_line *out, int cap)
 {
     static const char *const of_net[] = {"weights", "kv pages", "activations"};

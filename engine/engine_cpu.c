@@ -101,7 +101,7 @@ static int64_t choose_pages(const struct engine_opts *o, const struct model *m)
         return TR_MIN(o->kv_bytes / page_bytes(c), most);
     int64_t mean = (int64_t)o->slots * kv_pages_of(TR_MIN(o->max_model_len, CPU_MEAN_LEN));
     int64_t want = TR_MAX(mean, (int64_t)kv_pages_of(o->max_model_len));
-    int64_t left = TR_MAX(memory_left() - model_weight_bytes(m), 0);
+    int64_t left = TR_MAX(memory_left() / TR_MAX(o->sharers, 1) - model_weight_bytes(m), 0);
     return TR_MIN(want, left / 100 * KV_SHARE_PERCENT / page_bytes(c));
 }
 
@@ -113,7 +113,8 @@ static int choose(struct engine_opts *o, int32_t *n_pages, struct err *err)
     o->queue_cap = o->queue_cap > 0 ? o->queue_cap : o->slots;
     o->step_tokens = o->step_tokens > 0 ? o->step_tokens : TR_MAX(CPU_STEP_TOKENS, o->slots);
     o->chunk_tokens = o->chunk_tokens > 0 ? o->chunk_tokens : o->step_tokens;
-    o->threads = o->threads > 0 ? o->threads : cpus_allowed();
+    if (o->threads == 0)
+        o->threads = TR_MAX(cpus_allowed() / TR_MAX(o->sharers, 1), 1);
     if (o->max_model_len > c->max_positions)
         return err_set(err, E_USAGE, "max_model_len is %d, but the model has %d positions",
                        o->max_model_len, c->max_positions);

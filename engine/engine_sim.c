@@ -114,8 +114,11 @@ static int sim_forward(void *ctx, const struct step *step, struct sample_token *
                        struct err *err)
 {
     struct sim *sim = ctx;
-    (void)err;
     sim->steps++;
+    if (sim->opts.device == 0 && sim->opts.sim.fault_after_steps > 0 &&
+        sim->steps >= sim->opts.sim.fault_after_steps)
+        return err_set(err, E_FATAL, "simulated engine: the device was lost at step %lld",
+                       (long long)sim->steps);
     if (sim->opts.sim.crash_after_steps > 0 && sim->steps >= sim->opts.sim.crash_after_steps)
         raise(SIGKILL);
     if (sim->opts.sim.step_ns > 0)
@@ -187,8 +190,9 @@ static int check_sim(const struct sim_opts *o, struct err *err)
     if (o->tokens_mean < 0 || o->tokens_mean > SIM_LEN)
         return err_set(err, E_USAGE, "simulated mean length is %d, must be from 1 to %d",
                        o->tokens_mean, SIM_LEN);
-    if (o->vocab_size < 0 || o->step_ns < 0 || o->crash_after_steps < 0)
-        return err_set(err, E_USAGE, "simulated vocabulary, step time and crash step must be >= 0");
+    if (o->vocab_size < 0 || o->step_ns < 0 || o->crash_after_steps < 0 || o->fault_after_steps < 0)
+        return err_set(err, E_USAGE,
+                       "simulated vocabulary, step time, crash and fault step must be >= 0");
     return E_OK;
 }
 

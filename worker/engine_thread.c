@@ -1,4 +1,5 @@
-/* engine_thread: submit, step, hand on. See threads.h. The engine belongs to this thread. */
+/* engine_thread: submit, step, hand on. See threads.h. The engine belongs to this thread; several
+ * of them (engine_group.c) take from one ready queue. */
 #include <pthread.h>
 
 #include "engine/log.h"
@@ -24,6 +25,7 @@ struct engine_thread {
 static void hand_on(struct engine_thread *et, struct job *job)
 {
     struct item item = {TASK_RENDER, job};
+    atomic_fetch_sub(&et->opts.team->members[et->opts.member].held, 1);
     job->finished_ns = clock_wall_ns(et->opts.clock);
     queue_push(et->opts.tasks, &item, 1);
     atomic_fetch_add(&et->finished, 1);
@@ -40,14 +42,36 @@ static void refuse(struct engine_thread *et, struct job_choice *c, const struct 
         hand_on(et, c->job);
 }
 
+/* Whether the next ready job is this thread's to take: it holds less than its share, or nobody else
+ * has room. One that holds nothing always may, so the queue never waits for a thread that waits. */
+static bool may_take(const struct engine_thread *et)
+{
+    struct engine_team *team = et->opts.team;
+    long long mine = atomic_load(&team->members[et->opts.member].held), all = 0;
+    int alive = 0, with_room = 0;
+    if (team->n == 1 || mine == 0)
+        return true;
+    for (int i = 0; i < team->n; i++) {
+        if (atomic_load(&team->members[i].gone))
+            continue;
+        alive++;
+        with_room += i != et->opts.member && !atomic_load(&team->members[i].full);
+        all += atomic_load(&team->members[i].held);
+    }
+    all += (long long)queue_length(et->opts.ready);
+    return with_room == 0 || mine * alive < all;
+}
+
 /* Fills the engine. False: it failed. */
 static bool submit(struct engine_thread *et, int64_t wait_ns)
 {
+    atomic_bool *full = &et->opts.team->members[et->opts.member].full;
     for (;;) {
         if (!et->current) {
             struct item item;
-            if (queue_pop(et->opts.ready, &item, 1, wait_ns) == 0)
+            if (!may_take(et) || queue_pop(et->opts.ready, &item, 1, wait_ns) == 0)
                 return true;
+            atomic_fetch_add(&et->opts.team->members[et->opts.member].held, 1);
             wait_ns = 0;
             et->current = item.ptr;
             et->next_choice = 0;
@@ -61,6 +85,7 @@ static bool submit(struct engine_thread *et, int64_t wait_ns)
                             .out = &c->out};
         struct err err = {0};
         int rc = engine_submit(et->opts.engine, &r, &err);
+        atomic_store(full, rc == ENGINE_FULL);
         if (rc == ENGINE_FULL)
             return true;
         if (rc < 0 && rc != E_JOB) {
@@ -118,15 +143,23 @@ static void *engine_main(void *arg)
 {
     struct engine_thread *et = arg;
     struct finished *finished = mem_alloc(FINISHED_BATCH, sizeof *finished);
-    struct item item = {EVENT_ENGINE_FAILED, NULL};
+    struct item failed = {EVENT_ENGINE_FAILED, NULL}, idle = {EVENT_ENGINE_IDLE, NULL};
+    int end = EVENT_ENGINE_FAILED;
     if (finished)
-        item.kind = run(et, finished);
+        end = run(et, finished);
     else
         err_set(&et->err, E_FATAL, "engine thread: no memory");
     mem_free(finished);
     et->stats_ns = INT64_MIN / 2;
     note_stats(et);
-    queue_push(et->opts.events, &item, 1);
+    LOG(LOG_INFO, "engine_left", LOG_I("engine", et->opts.member),
+        LOG_I("jobs", atomic_load(&et->finished)), LOG_I("steps", et->stats.steps),
+        LOG_S("error", et->err.msg));
+    atomic_store(&et->opts.team->members[et->opts.member].gone, true);
+    if (end == EVENT_ENGINE_FAILED)
+        queue_push(et->opts.events, &failed, 1);
+    if (atomic_fetch_sub(&et->opts.team->alive, 1) == 1)
+        queue_push(et->opts.events, &idle, 1);
     return NULL;
 }
 

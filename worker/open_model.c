@@ -2,11 +2,51 @@
 #include "worker/open_model.h"
 
 #include <limits.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <unistd.h>
 
 #include "engine/backend_cuda.h"
 #include "engine/log.h"
+
+/* "cuda:0,cuda:1" or "cpu,cpu": an engine each. */
+static int devices_parse(struct model_opts *out, const char *text, struct err *err)
+{
+    const char *at = text;
+    int n = 0;
+    for (;; at++) {
+        int length = 0, device = n;
+        bool cpu = strncmp(at, "cpu", 3) == 0;
+        if (cpu)
+            length = 3;
+        else if (sscanf(at, "cuda:%d%n", &device, &length) != 1 || device < 0) {
+            n = 0;
+            break;
+        }
+        enum engine_kind kind = cpu ? ENGINE_CPU : ENGINE_CUDA;
+        at += length;
+        if (n == ENGINES_MAX)
+            return err_set(err, E_USAGE, "--device: want at most %d devices, found \"%s\"",
+                           ENGINES_MAX, text);
+        for (int i = 0; i < n; i++)
+            if (kind != out->engine.kind || out->devices[i] == device)
+                return err_set(err, E_USAGE,
+                               "--device: want each GPU once and nothing but GPUs beside it, found "
+                               "\"%s\"",
+                               text);
+        out->engine.kind = kind;
+        out->devices[n++] = device;
+        if (*at != ',')
+            break;
+    }
+    out->n_devices = n;
+    if (n == 0 || *at != '\0')
+        return err_set(err, E_USAGE,
+                       "--device: want auto, cpu, cuda:N or a list as in cuda:0,cuda:1, found "
+                       "\"%s\"",
+                       text);
+    return E_OK;
+}
 
 /* "auto" -> ENGINE_CUDA with device_auto where a GPU can be seen; loaded_model_engine falls back.
  */
@@ -14,23 +54,20 @@ static int device_of(struct model_opts *out, const struct config *config, struct
 {
     const char *text = config_text(config, "device");
     struct engine_opts *e = &out->engine;
-    int at = 0, device = 0;
-    if (strcmp(config_text(config, "engine"), "sim") == 0) {
-        e->kind = ENGINE_SIM;
-    } else if (strcmp(text, "cpu") == 0) {
-        e->kind = ENGINE_CPU;
-    } else if (strcmp(text, "auto") == 0) {
+    bool sim = strcmp(config_text(config, "engine"), "sim") == 0;
+    out->n_devices = 1;
+    if (strcmp(text, "auto") == 0) {
         struct err none = {0};
         int64_t bytes;
-        out->device_auto = backend_cuda_free_bytes(0, &bytes, &none) == E_OK && bytes > 0;
-        e->kind = out->device_auto ? ENGINE_CUDA : ENGINE_CPU;
-    } else if (sscanf(text, "cuda:%d%n", &device, &at) == 1 && text[at] == '\0' && device >= 0) {
-        e->kind = ENGINE_CUDA;
-        e->device = device;
-    } else {
-        return err_set(err, E_USAGE, "--device: want auto, cpu or cuda:N, found \"%s\"", text);
+        out->device_auto = !sim && backend_cuda_free_bytes(0, &bytes, &none) == E_OK && bytes > 0;
+        e->kind = sim ? ENGINE_SIM : out->device_auto ? ENGINE_CUDA : ENGINE_CPU;
+        return E_OK;
     }
-    return E_OK;
+    int rc = devices_parse(out, text, err);
+    if (rc == E_OK && sim)
+        e->kind = ENGINE_SIM;
+    e->device = out->devices[0];
+    return rc;
 }
 
 static struct sim_opts sim_opts_of(const struct config *config)
@@ -41,6 +78,7 @@ static struct sim_opts sim_opts_of(const struct config *config)
         .fail_share = config_real(config, "sim-fail-share"),
         .poison_id = (int32_t)config_int(config, "sim-poison-id"),
         .crash_after_steps = config_int(config, "sim-crash-after"),
+        .fault_after_steps = config_int(config, "sim-fault-after"),
     };
 }
 
@@ -197,7 +235,9 @@ static bool has_tokenizer(const char *dir)
 
 int loaded_model_open(struct loaded_model *out, const struct model_opts *opts, struct err *err)
 {
-    *out = (struct loaded_model){.engine = opts->engine, .device_auto = opts->device_auto};
+    *out = (struct loaded_model){
+        .engine = opts->engine, .device_auto = opts->device_auto, .n_devices = opts->n_devices};
+    memcpy(out->devices, opts->devices, sizeof out->devices);
     bool sim = opts->engine.kind == ENGINE_SIM;
     const char *dir = opts->dir;
     int rc = E_OK;
@@ -244,4 +284,69 @@ int loaded_model_engine(struct engine **out, const struct loaded_model *loaded, 
     struct engine_opts cpu = loaded->engine;
     cpu.kind = ENGINE_CPU;
     return engine_open(out, &cpu, err);
+}
+
+struct opening {
+    struct engine_opts opts;
+    struct engine *engine;
+    struct err err;
+    pthread_t thread;
+    int rc;
+    bool started;
+};
+
+static void *open_one(void *arg)
+{
+    struct opening *o = arg;
+    o->rc = engine_open(&o->engine, &o->opts, &o->err);
+    return NULL;
+}
+
+/* The first failure, or cards of two kinds. */
+static int check_opened(const struct opening *all, int n, struct err *err)
+{
+    for (int i = 0; i < n; i++)
+        if (all[i].rc < 0)
+            return err_set(err, all[i].err.code, "%s", all[i].err.msg);
+    for (int i = 1; i < n; i++) {
+        const char *first = engine_fingerprint(all[0].engine),
+                   *other = engine_fingerprint(all[i].engine);
+        if (strcmp(first, other) != 0)
+            return err_set(err, E_USAGE,
+                           "--device: want GPUs of one kind, which give the same bytes, found "
+                           "\"%s\" and \"%s\"",
+                           first, other);
+    }
+    return E_OK;
+}
+
+int loaded_model_engines(struct engine *out[ENGINES_MAX], int *n, const struct loaded_model *loaded,
+                         struct err *err)
+{
+    struct opening all[ENGINES_MAX] = {0};
+    const int count = TR_MAX(loaded->n_devices, 1);
+    *n = 0;
+    if (count == 1) {
+        int rc = loaded_model_engine(out, loaded, err);
+        *n = rc == E_OK;
+        return rc;
+    }
+    for (int i = 0; i < count; i++) {
+        all[i].opts = loaded->engine;
+        all[i].opts.device = loaded->devices[i];
+        all[i].opts.sharers = count;
+        all[i].started = pthread_create(&all[i].thread, NULL, open_one, &all[i]) == 0;
+        if (!all[i].started)
+            open_one(&all[i]);
+    }
+    for (int i = 0; i < count; i++)
+        if (all[i].started)
+            pthread_join(all[i].thread, NULL);
+    int rc = check_opened(all, count, err);
+    for (int i = 0; i < count && rc < 0; i++)
+        engine_close(all[i].engine);
+    for (int i = 0; i < count && rc == E_OK; i++)
+        out[i] = all[i].engine;
+    *n = rc == E_OK ? count : 0;
+    return rc;
 }

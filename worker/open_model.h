@@ -9,12 +9,16 @@
 #include "engine/model.h"
 #include "worker/config.h"
 
+enum { ENGINES_MAX = 16 }; /* of one process */
+
 struct model_opts {
     const char *dir;           /* model folder; may be NULL for ENGINE_SIM */
     const char *chat_template; /* file that overrides the folder's template, or NULL */
     bool plain_content;        /* message contents are encoded as plain text (--plain-content) */
     bool device_auto; /* --device auto chose a GPU: the CPU stands in where it does not fit */
-    struct engine_opts engine; /* model and rules are filled in by loaded_model_open */
+    struct engine_opts engine;    /* model and rules are filled in by loaded_model_open */
+    int32_t devices[ENGINES_MAX]; /* of --device, in its order */
+    int n_devices;                /* 0 counts as 1: engine.device */
 };
 /* From --model, --chat-template, --engine, --slots, ... Text is borrowed from `config`. E_USAGE
  * when the engine needs a folder and none was given. */
@@ -28,9 +32,11 @@ struct loaded_model {
     struct sequence_rules rules;           /* eos union, think ids; points into this struct */
     struct generation_defaults generation; /* all absent where there is no model */
     int32_t eos_ids[EOS_IDS_MAX + 1];
-    bool device_auto;          /* as in model_opts */
-    struct engine_opts engine; /* as given, model and rules filled in */
-    char name[128];            /* last part of the folder's path that says something; "sim" */
+    bool device_auto;             /* as in model_opts */
+    struct engine_opts engine;    /* as given, model and rules filled in */
+    int32_t devices[ENGINES_MAX]; /* as in model_opts */
+    int n_devices;
+    char name[128]; /* last part of the folder's path that says something; "sim" */
 };
 /* Opens folder, tokenizer and template and fills the rules. ENGINE_SIM takes tokenizer and template
  * where the folder has them and needs nothing else of it. Each phase is logged with path, bytes and
@@ -43,5 +49,10 @@ void loaded_model_close(struct loaded_model *m); /* NULL and zeroed are legal; e
 /* engine_open with loaded->engine. E_USAGE or E_FATAL as there. Owned by the caller. */
 int loaded_model_engine(struct engine **out, const struct loaded_model *loaded,
                         struct err *err) TR_MUSTCHECK;
+/* One engine for each of loaded->devices, opened side by side, in their order. The same request
+ * must give the same bytes on each of them, so cards of two kinds are E_USAGE with both names.
+ * Nothing stays open on error. */
+int loaded_model_engines(struct engine *out[ENGINES_MAX], int *n, const struct loaded_model *loaded,
+                         struct err *err) TR_MUSTCHECK;
 
 #endif

@@ -102,9 +102,9 @@ const struct option option_table[] = {
 
     {"engine", WORK | DOCTOR, OPTION_CHOICE, "model", 0, 0, "model|sim", "NAME", "Engine",
      "model: runs the model; sim: simulated completions, for tests of everything around it"},
-    {"device", ENGINE, OPTION_TEXT, "auto", 0, 0, NULL, "cpu|cuda:N", "Engine",
+    {"device", ENGINE, OPTION_TEXT, "auto", 0, 0, NULL, "cpu|cuda:N,...", "Engine",
      "what the model runs on; auto: the first GPU where this build and the model fit it, else the "
-     "CPU"},
+     "CPU; cuda:0,cuda:1: an engine on each, fed from one intake"},
     {"slots", ENGINE, OPTION_INT, "0", 0, 4096, NULL, "N", "Engine",
      "sequences that run at once; 0: chosen"},
     {"max-model-len", ENGINE, OPTION_INT, "0", 0, 1 << 24, NULL, "TOKENS", "Engine",
@@ -169,6 +169,8 @@ const struct option option_table[] = {
      "a prompt with this token id kills the process; -1: none"},
     {"sim-crash-after", WORK, OPTION_INT, "0", 0, 1e15, NULL, "STEPS", "Simulated engine",
      "the process kills itself at this step; 0: never"},
+    {"sim-fault-after", WORK, OPTION_INT, "0", 0, 1e15, NULL, "STEPS", "Simulated engine",
+     "the first of --device's engines is lost at this step, as a GPU is; 0: never"},
 
     {"output", EXPORT, OPTION_TEXT, "-", 0, 0, NULL, "FILE", "Files",
      "batch output file; \"-\": standard output"},

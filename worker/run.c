@@ -46,7 +46,8 @@ struct session {
     struct source *source;
     struct sink *sink;
     struct loaded_model model;
-    struct engine *engine;
+    struct engine *engines[ENGINES_MAX];
+    int n_engines;
     struct model_hash *hash;
     struct prepare_context prepare;
     struct result_context result;
@@ -119,6 +120,15 @@ static void fill_revision(struct session *s)
     text_close(&all);
 }
 
+/* A request must fit whichever engine takes it. */
+static int32_t shortest_model_len(const struct session *s)
+{
+    int32_t shortest = engine_max_model_len(s->engines[0]);
+    for (int i = 1; i < s->n_engines; i++)
+        shortest = TR_MIN(shortest, engine_max_model_len(s->engines[i]));
+    return shortest;
+}
+
 static void fill_contexts(struct session *s)
 {
     const struct run_opts *o = &s->opts;
@@ -134,13 +144,13 @@ static void fill_contexts(struct session *s)
         .params = {.generation = o->ignore_generation_config ? NULL : &m->generation,
                    .default_max_tokens = o->default_max_tokens,
                    .vocab_size = vocab,
-                   .max_model_len = engine_max_model_len(s->engine),
+                   .max_model_len = shortest_model_len(s),
                    .thinks = m->rules.think_close_id >= 0},
         .defaults = {str_of(o->run), str_of(o->batch ? o->batch : s->source->stem)},
         .plain_content = o->model.plain_content};
     s->result =
         (struct result_context){.model = m,
-                                .fingerprint = engine_fingerprint(s->engine),
+                                .fingerprint = engine_fingerprint(s->engines[0]),
                                 .config_revision = s->revision,
                                 .worker = s->worker_name,
                                 .model_sha256 = model_hash_get,
@@ -231,10 +241,11 @@ static int session_open(struct session *s, struct err *err)
         if (!s->model.engine.max_model_len)
             s->model.engine.max_model_len = BYTE_CONTEXT;
     }
-    rc = loaded_model_engine(&s->engine, &s->model, err);
+    rc = loaded_model_engines(s->engines, &s->n_engines, &s->model, err);
     if (rc < 0)
         return rc == E_USAGE ? EXIT_USAGE : EXIT_ENGINE;
-    log_memory(s->engine);
+    for (int i = 0; i < s->n_engines; i++)
+        log_memory(s->engines[i]);
     struct err hash_err = {0};
     if (s->model.model && model_hash_open(&s->hash, model_dir(s->model.model), &hash_err) < 0)
         LOG(LOG_WARN, "model_hash_failed", LOG_S("error", hash_err.msg));
@@ -245,7 +256,8 @@ static int session_open(struct session *s, struct err *err)
 
 static void session_close(struct session *s)
 {
-    engine_close(s->engine);
+    for (int i = 0; i < s->n_engines; i++)
+        engine_close(s->engines[i]);
     model_hash_close(s->hash);
     loaded_model_close(&s->model);
     sink_close(s->sink);
@@ -318,7 +330,8 @@ static int run_session(struct session *s, struct err *err)
     const struct clock *clock = clock_system();
     bool shown = progress_open(&meter, o->progress, stderr, clock_mono_ns(clock));
     struct worker_opts w = {.source = s->source,
-                            .engine = s->engine,
+                            .engines = s->engines,
+                            .n_engines = s->n_engines,
                             .sink = s->sink,
                             .prepare = &s->prepare,
                             .result = &s->result,

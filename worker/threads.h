@@ -5,6 +5,7 @@
 
 #include <stdatomic.h>
 
+#include "worker/open_model.h"
 #include "worker/queue.h"
 #include "worker/sink.h"
 #include "worker/source.h"
@@ -20,8 +21,8 @@ enum event {
     EVENT_DRAINED,       /* the source has given its last message */
     EVENT_SOURCE_FAILED, /* intake_error says why */
     EVENT_SINK_DONE,     /* struct sink_call */
-    EVENT_ENGINE_IDLE,   /* after a drain: nothing runs any more */
-    EVENT_ENGINE_FAILED, /* engine_thread_error says why */
+    EVENT_ENGINE_IDLE,   /* every engine's thread has left: nothing runs any more */
+    EVENT_ENGINE_FAILED, /* one engine is lost: engine_group_error says why; the others go on */
 };
 
 /* ---- intake: the source's thread ---- */
@@ -55,10 +56,25 @@ void intake_lag(struct intake *in, struct source_lag *out);
 const struct err *intake_error(const struct intake *in);
 void intake_close(struct intake *in); /* waits until `returns`, shut, is empty; NULL is legal */
 
-/* ---- engine ---- */
+/* ---- engines: one thread each, all of them fed from one queue ---- */
+/* What the threads of one worker know of each other, so that the last jobs of a batch are shared
+ * out evenly: a thread takes no more jobs than its share of all that are taken or ready, unless the
+ * others have no room. */
+struct engine_team {
+    int n;            /* threads at the start */
+    atomic_int alive; /* of them have not left */
+    struct {
+        atomic_llong held; /* jobs taken and not handed on */
+        atomic_bool full;  /* its engine took no more at the last try */
+        atomic_bool gone;
+    } members[ENGINES_MAX];
+};
+
 struct engine_thread;
 struct engine_thread_opts {
     struct engine *engine;
+    struct engine_team *team;
+    int member;          /* its place in the team */
     struct queue *ready; /* jobs with choices, in order */
     struct queue *tasks; /* finished jobs go here as TASK_RENDER */
     struct queue *events;
@@ -66,13 +82,31 @@ struct engine_thread_opts {
 };
 int engine_thread_open(struct engine_thread **out, const struct engine_thread_opts *opts,
                        struct err *err) TR_MUSTCHECK;
-void engine_thread_drain(struct engine_thread *et); /* submit nothing more; EVENT_ENGINE_IDLE */
+void engine_thread_drain(struct engine_thread *et); /* submit nothing more, leave when idle */
 void engine_thread_stop(
     struct engine_thread *et); /* leave after this step; the rest stays undone */
 int64_t engine_thread_finished(struct engine_thread *et); /* jobs handed to `tasks` so far */
 void engine_thread_stats(struct engine_thread *et, struct engine_stats *out);
 const struct err *engine_thread_error(const struct engine_thread *et);
 void engine_thread_close(struct engine_thread *et); /* stops and waits; NULL is legal */
+
+/* All engines of a worker as one. The first failure is told by EVENT_ENGINE_FAILED at once;
+ * EVENT_ENGINE_IDLE follows when the last thread has left. */
+struct engine_group;
+struct engine_group_opts {
+    struct engine *const *engines; /* [n], borrowed */
+    int n;                         /* 1 .. ENGINES_MAX */
+    struct queue *ready, *tasks, *events;
+    const struct clock *clock;
+};
+int engine_group_open(struct engine_group **out, const struct engine_group_opts *opts,
+                      struct err *err) TR_MUSTCHECK;
+void engine_group_drain(struct engine_group *g); /* each as engine_thread_drain */
+void engine_group_stop(struct engine_group *g);
+int64_t engine_group_finished(struct engine_group *g);                     /* jobs of all */
+void engine_group_stats(struct engine_group *g, struct engine_stats *out); /* engine_stats_add */
+const struct err *engine_group_error(const struct engine_group *g); /* of the first that failed */
+void engine_group_close(struct engine_group *g);                    /* NULL is legal */
 
 /* ---- sink ---- */
 enum sink_call_kind { SINK_LOOKUP, SINK_COUNT, SINK_COMMIT, SINK_TOTALS, SINK_PROGRESS };

@@ -215,7 +215,7 @@ static void start_drain(struct worker *w)
     w->cut_short = !w->drained;
     w->drain_ns = clock_mono_ns(w->opts.clock);
     intake_stop(w->intake);
-    engine_thread_drain(w->engine);
+    engine_group_drain(w->engine);
     LOG(LOG_INFO, "drain", LOG_I("outstanding", w->out.n),
         LOG_F("grace_seconds", (double)w->opts.grace_ns / 1e9));
 }
@@ -254,10 +254,9 @@ static void on_event(struct worker *w, const struct item *item)
         on_sink(w, item->ptr);
         break;
     case EVENT_ENGINE_FAILED:
-        w->rc = err_typed(w->err, E_FATAL, "engine", "%s", engine_thread_error(w->engine)->msg);
+        w->rc = err_typed(w->err, E_FATAL, "engine", "%s", engine_group_error(w->engine)->msg);
         LOG(LOG_ERROR, "engine_failed", LOG_S("error", w->err->msg));
-        start_drain(w);
-        w->engine_gone = true;
+        start_drain(w); /* engines beside it finish what they run; EVENT_ENGINE_IDLE follows */
         break;
     case EVENT_ENGINE_IDLE:
         w->engine_gone = true;
@@ -273,7 +272,7 @@ static void mind_signals(struct worker *w)
         start_drain(w);
     if (w->draining && !w->engine_gone &&
         clock_mono_ns(w->opts.clock) - w->drain_ns >= w->opts.grace_ns)
-        engine_thread_stop(w->engine);
+        engine_group_stop(w->engine);
     if (w->draining && clock_mono_ns(w->opts.clock) - w->drain_ns >= w->opts.grace_ns)
         sink_thread_give_up(w->sink);
 }
@@ -293,7 +292,7 @@ static void show_progress(struct worker *w)
     const struct worker_summary *s = w->summary;
     if (!w->opts.progress)
         return;
-    engine_thread_stats(w->engine, &stats);
+    engine_group_stats(w->engine, &stats);
     intake_lag(w->intake, &lag);
     int64_t rows = s->present + s->repeated, not_ok = 0, messages;
     for (int i = 0; i < RESULT_STATUSES; i++) {

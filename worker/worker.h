@@ -18,7 +18,8 @@
 
 struct worker_opts {
     struct source *source;
-    struct engine *engine;
+    struct engine *const *engines; /* [n_engines], one thread each, fed from one queue */
+    int n_engines;
     struct sink *sink;
     const struct prepare_context *prepare;
     const struct result_context *result;

@@ -67,7 +67,7 @@ static void fill_progress(struct worker *w)
 
 bool worker_last_rows(const struct worker *w)
 {
-    return w->draining ? w->engine_gone && engine_thread_finished(w->engine) == w->rendered
+    return w->draining ? w->engine_gone && engine_group_finished(w->engine) == w->rendered
                        : w->drained && w->out.next_arrival == intake_claimed(w->intake) &&
                              w->to_look_up.n == 0 && !w->lookup.busy && !w->count.busy &&
                              w->out.n_heap == 0 && w->with_engine == w->rendered;

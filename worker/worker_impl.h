@@ -23,7 +23,7 @@ struct worker {
     struct queue *tasks, *ready, *events, *returns, *calls;
     struct pool *pool;
     struct intake *intake;
-    struct engine_thread *engine;
+    struct engine_group *engine;
     struct sink_thread *sink;
 
     struct list to_look_up, to_commit; /* rendered or dead, in order of arrival here */

@@ -30,12 +30,13 @@ static int open_threads(struct worker *w, struct err *err)
                              .done = {0, EVENT_PREPARED, EVENT_RENDERED},
                              .prepare = o->prepare,
                              .result = o->result};
-    struct engine_thread_opts engine = {o->engine, w->ready, w->tasks, w->events, o->clock};
+    struct engine_group_opts engine = {o->engines, o->n_engines, w->ready,
+                                       w->tasks,   w->events,    o->clock};
     struct intake_opts intake = {o->source, w->tasks,      w->returns,
                                  w->events, o->claim_rows, o->claim_bytes};
     int rc = pool_open(&w->pool, &pool, err);
     if (rc == E_OK)
-        rc = engine_thread_open(&w->engine, &engine, err);
+        rc = engine_group_open(&w->engine, &engine, err);
     if (rc == E_OK)
         rc = sink_thread_open(&w->sink, o->sink, w->calls, w->events, o->clock, err);
     if (rc == E_OK)
@@ -75,7 +76,7 @@ static void close_threads(struct worker *w)
     if (w->returns)
         queue_shut(w->returns);
     intake_close(w->intake);
-    engine_thread_close(w->engine);
+    engine_group_close(w->engine);
     if (w->tasks)
         queue_shut(w->tasks);
     pool_close(w->pool);
@@ -102,6 +103,16 @@ static void close_rest(struct worker *w)
     mem_free(w);
 }
 
+static void sum_stats(const struct worker_opts *opts, struct engine_stats *out)
+{
+    struct engine_stats one;
+    engine_stats(opts->engines[0], out);
+    for (int i = 1; i < opts->n_engines; i++) {
+        engine_stats(opts->engines[i], &one);
+        engine_stats_add(out, &one);
+    }
+}
+
 int worker_run(const struct worker_opts *opts, struct worker_summary *summary, struct err *err)
 {
     struct worker *w = mem_alloc(1, sizeof *w);
@@ -109,7 +120,7 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
         return err_set(err, E_FATAL, "worker: no memory");
     *summary = (struct worker_summary){0};
     struct engine_stats stats;
-    engine_stats(opts->engine, &stats);
+    sum_stats(opts, &stats);
     w->opts = *opts;
     w->summary = summary;
     w->err = err;
@@ -121,7 +132,7 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
     if (w->rc == E_OK)
         worker_loop(w);
     close_threads(w);
-    engine_stats(opts->engine, &summary->engine);
+    sum_stats(opts, &summary->engine);
     summary->work_left = w->out.n > 0 || w->cut_short;
     summary->seconds = (double)(clock_mono_ns(opts->clock) - w->start_ns) / 1e9;
     uncount(w);

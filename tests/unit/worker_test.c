@@ -198,7 +198,8 @@ static int run(const struct setting *set)
                                     .worker = "w",
                                     .source_label = STR("b.jsonl")};
     struct worker_opts opts = {.source = &source.source,
-                               .engine = engine,
+                               .engines = &engine,
+                               .n_engines = 1,
                                .sink = &sink.sink,
                                .prepare = &prepare,
                                .result = &result,
