@@ -116,6 +116,11 @@ int command_submit(const struct config *config)
         err_set(&err, E_USAGE, "want a job file (JSONL), found none");
         return command_failed(config, &err);
     }
+    struct postgres_opts db;
+    postgres_opts_from_config(&db, config);
+    if (config_origin(config, "db") != CONFIG_DEFAULT)
+        o.db = &db;
+    o.run = config_text(config, "run");
     o.file = config->operands[0];
     queue_options(&o.queue, config);
     return submit_main(&o);

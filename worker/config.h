@@ -36,6 +36,7 @@ enum command {
     COMMAND_INIT = 256,
     COMMAND_SUBMIT = 512,
     COMMAND_MIGRATE = 1024,
+    COMMAND_STATUS = 2048,
 };
 struct command_info {
     enum command id;

@@ -146,6 +146,13 @@ static void markdown_option(FILE *out, const struct option *o)
     fputs(" |\n", out);
 }
 
+static void markdown_command(FILE *out, const struct command_info *c)
+{
+    fprintf(out, "| `tranche %s` | ", c->name);
+    markdown_text(out, c->operands);
+    fprintf(out, " | %s |\n", c->summary);
+}
+
 void config_markdown(FILE *out)
 {
     fputs("# Commands and options\n\n"
@@ -153,8 +160,7 @@ void config_markdown(FILE *out)
           "| command | operands | what it does |\n|---|---|---|\n",
           out);
     for (size_t i = 0; i < command_count; i++)
-        fprintf(out, "| `tranche %s` | %s | %s |\n", command_table[i].name,
-                command_table[i].operands, command_table[i].summary);
+        markdown_command(out, &command_table[i]);
     fputs("\n"
           "Flag, then environment, then config file, then default: the first that is set wins. An\n"
           "empty variable counts as unset. A config file (`--config`) holds `name = value` lines\n"

@@ -6,7 +6,7 @@
 #include "engine/log.h"
 #include "worker/kafka_config.h"
 
-enum { ASK_MS = 2000 };
+enum { ASK_MS = 2000, ANSWER_MS = 5000 };
 
 static int set(void *ctx, const char *name, const char *value, struct err *err)
 {
@@ -162,4 +162,25 @@ int kafka_client_reach(rd_kafka_t *rk, int64_t timeout_ns, struct err *err)
     return code == RD_KAFKA_RESP_ERR_NO_ERROR
                ? E_OK
                : err_set(err, E_RETRY, "no broker: %s", rd_kafka_err2str(code));
+}
+
+int64_t kafka_client_lag(rd_kafka_t *rk, const char *topic, int32_t partitions)
+{
+    int64_t lag = 0;
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(partitions);
+    for (int32_t p = 0; p < partitions; p++)
+        rd_kafka_topic_partition_list_add(list, topic, p);
+    if (rd_kafka_committed(rk, list, ANSWER_MS) != RD_KAFKA_RESP_ERR_NO_ERROR)
+        lag = -1;
+    for (int32_t p = 0; lag >= 0 && p < list->cnt; p++) {
+        int64_t low, high, at = list->elems[p].offset;
+        rd_kafka_resp_err_t code =
+            rd_kafka_query_watermark_offsets(rk, topic, p, &low, &high, ANSWER_MS);
+        if (code != RD_KAFKA_RESP_ERR_NO_ERROR || list->elems[p].err != RD_KAFKA_RESP_ERR_NO_ERROR)
+            lag = -1;
+        else
+            lag += high - TR_MIN(TR_MAX(at, low), high);
+    }
+    rd_kafka_topic_partition_list_destroy(list);
+    return lag;
 }

@@ -3,8 +3,6 @@
 #include "engine/log.h"
 #include "worker/source_kafka.h"
 
-enum { ANSWER_MS = 5000 };
-
 static void on_partition(struct source_kafka *k, const rd_kafka_topic_partition_t *t)
 {
     if (t->err == RD_KAFKA_RESP_ERR_NO_ERROR || t->partition < 0 ||
@@ -50,25 +48,4 @@ int kafka_commit(struct source_kafka *k, bool sync, struct err *err)
     }
     rd_kafka_topic_partition_list_destroy(list);
     return rc;
-}
-
-int64_t kafka_group_lag(struct source_kafka *k)
-{
-    int64_t lag = 0;
-    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(k->n_partitions);
-    for (int32_t p = 0; p < k->n_partitions; p++)
-        rd_kafka_topic_partition_list_add(list, k->topic, p);
-    if (rd_kafka_committed(k->rk, list, ANSWER_MS) != RD_KAFKA_RESP_ERR_NO_ERROR)
-        lag = -1;
-    for (int32_t p = 0; lag >= 0 && p < list->cnt; p++) {
-        int64_t low, high, at = list->elems[p].offset;
-        rd_kafka_resp_err_t code =
-            rd_kafka_query_watermark_offsets(k->rk, k->topic, p, &low, &high, ANSWER_MS);
-        if (code != RD_KAFKA_RESP_ERR_NO_ERROR || list->elems[p].err != RD_KAFKA_RESP_ERR_NO_ERROR)
-            lag = -1;
-        else
-            lag += high - TR_MIN(TR_MAX(at, low), high);
-    }
-    rd_kafka_topic_partition_list_destroy(list);
-    return lag;
 }

@@ -14,6 +14,8 @@ static int dispatch(const struct config *config)
         return command_init(config);
     case COMMAND_SUBMIT:
         return command_submit(config);
+    case COMMAND_STATUS:
+        return command_status(config);
     case COMMAND_EXPORT:
         return command_export(config);
     case COMMAND_TOKENIZE:

@@ -16,9 +16,11 @@ enum {
     QUEUE = WORKER | INIT | SUBMIT,
     WORK = RUN | WORKER,
     MIGRATE = COMMAND_MIGRATE,
+    STATUS = COMMAND_STATUS,
     ENGINE = WORK | DOCTOR | BENCH,
     MODEL = ENGINE | TOKENIZE,
-    ALL = MODEL | EXPORT | QUEUE | MIGRATE,
+    CONSOLE = STATUS, /* what an operator does, to a queue and a database */
+    ALL = MODEL | EXPORT | QUEUE | MIGRATE | CONSOLE,
 };
 #define KIB 1024.0
 #define MIB (1024 * KIB)
@@ -44,7 +46,17 @@ const struct command_info command_table[] = {
      "What is there stays as it is, so that it may run before every start.", 0},
     {COMMAND_SUBMIT, "submit", "JOBS.jsonl", "send a file of prompts to a queue",
      "Every id is checked before the first message leaves. Jobs that name no batch get --batch.\n"
+     "With --db the batch and its number of jobs are registered there, for `tranche status`.\n"
      "After a stop, run it again: it goes on where the broker had confirmed.",
+     1},
+    {COMMAND_STATUS, "status", "[BATCH]",
+     "batches as they go, what is under way, the queue's backlog",
+     "Counts are those of the rows committed so far; `total` is known where `submit --db` said "
+     "it.\n"
+     "rows/s speaks of the last minute. With --source it asks the broker too. Reads only; the "
+     "user\n"
+     "of --db may be a member of tranche_redrive.\n"
+     "Exit: 0 done, 64 options, 65 rights or schema, 69 database or broker.",
      1},
     {COMMAND_EXPORT, "export", "", "write OpenAI batch output and error files from a database",
      "Rows of one batch, in the order of their input where it is known.", 0},
@@ -78,15 +90,15 @@ const struct option option_table[] = {
     {"chat-template", ENGINE, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Model",
      "Jinja chat template to use in place of the folder's own"},
 
-    {"source", QUEUE, OPTION_TEXT, NULL, 0, 0, NULL, "URL", "Queue",
+    {"source", QUEUE | CONSOLE, OPTION_TEXT, NULL, 0, 0, NULL, "URL", "Queue",
      "where jobs come from: kafka://HOST[:PORT][,HOST...]/TOPIC, redis://HOST[:PORT]/STREAM "
      "(rediss:// with TLS, redis-sentinel://HOST[,HOST...]/STREAM), or file://PATH"},
-    {"group", WORKER | INIT, OPTION_TEXT, "tranche", 0, 0, NULL, "NAME", "Queue",
+    {"group", WORKER | INIT | CONSOLE, OPTION_TEXT, "tranche", 0, 0, NULL, "NAME", "Queue",
      "consumer group: workers of one group share the messages"},
-    {"broker-config", QUEUE, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Queue",
+    {"broker-config", QUEUE | CONSOLE, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Queue",
      "file of `name = value` lines for the broker's client: TLS, SASL; NAME.file reads a secret"},
-    {"allow-insecure", RUN | DOCTOR | MIGRATE | QUEUE, OPTION_FLAG, "false", 0, 0, NULL, NULL,
-     "Queue", "let jobs and rows travel unverified or in plain text to another machine"},
+    {"allow-insecure", RUN | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_FLAG, "false", 0, 0, NULL,
+     NULL, "Queue", "let jobs and rows travel unverified or in plain text to another machine"},
     {"partition", WORKER, OPTION_INT, "-1", -1, 255, NULL, "N", "Queue",
      "read only this partition, up to the end that it has now; -1: what the group assigns"},
     {"idle-exit", WORKER, OPTION_DURATION, "0s", 0, 86400, NULL, "TIME", "Queue",
@@ -97,8 +109,9 @@ const struct option option_table[] = {
      "replicas of a new topic; -1: the broker's default"},
     {"from-end", INIT, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Queue",
      "a new group starts at the end of the topic, not at its first message"},
-    {"connect-timeout", RUN | DOCTOR | MIGRATE | QUEUE, OPTION_DURATION, "60s", 0, 86400, NULL,
-     "TIME", "Queue", "how long the start waits for a broker or database that does not answer"},
+    {"connect-timeout", RUN | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_DURATION, "60s", 0, 86400,
+     NULL, "TIME", "Queue",
+     "how long the start waits for a broker or database that does not answer"},
 
     {"engine", WORK | DOCTOR, OPTION_CHOICE, "model", 0, 0, "model|sim", "NAME", "Engine",
      "model: runs the model; sim: simulated completions, for tests of everything around it"},
@@ -122,11 +135,12 @@ const struct option option_table[] = {
     {"isa", ENGINE, OPTION_CHOICE, "auto", 0, 0, "auto|scalar|avx2|avx512", "NAME", "Engine",
      "vector unit; auto: the best that this CPU has"},
 
-    {"db", WORK | EXPORT | DOCTOR | MIGRATE, OPTION_TEXT, "tranche.db", 0, 0, NULL, "FILE|URL",
-     "Rows", "SQLite file, made where it does not exist; or postgres://user@host/database"},
-    {"db-password-file", WORK | DOCTOR | MIGRATE, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Rows",
-     "file with the password for --db; read again at each connect"},
-    {"run", WORK | EXPORT, OPTION_TEXT, "main", 0, 0, NULL, "NAME", "Rows",
+    {"db", WORK | SUBMIT | EXPORT | DOCTOR | MIGRATE | CONSOLE, OPTION_TEXT, "tranche.db", 0, 0,
+     NULL, "FILE|URL", "Rows",
+     "SQLite file, made where it does not exist; or postgres://user@host/database"},
+    {"db-password-file", WORK | SUBMIT | DOCTOR | MIGRATE | CONSOLE, OPTION_TEXT, NULL, 0, 0, NULL,
+     "FILE", "Rows", "file with the password for --db; read again at each connect"},
+    {"run", WORK | SUBMIT | EXPORT | CONSOLE, OPTION_TEXT, "main", 0, 0, NULL, "NAME", "Rows",
      "name of the run: another model or parameter set runs beside it under its own name"},
     {"batch", WORK | EXPORT | SUBMIT, OPTION_TEXT, NULL, 0, 0, NULL, "NAME", "Rows",
      "batch of jobs that name none; default: the file's name without its suffix, or the topic"},
@@ -193,8 +207,8 @@ const struct option option_table[] = {
     {"measure", BENCH, OPTION_DURATION, "2s", 0.05, 600, NULL, "TIME", "Measuring",
      "time spent on each figure at least"},
 
-    {"json", DOCTOR | BENCH | COMMAND_VERSION, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Output",
-     "one JSON document on standard output"},
+    {"json", DOCTOR | BENCH | COMMAND_VERSION | STATUS, OPTION_FLAG, "false", 0, 0, NULL, NULL,
+     "Output", "one JSON document on standard output"},
     {"markdown", COMMAND_HELP, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Output",
      "all commands and options as Markdown: docs/config.md"},
     {"config", ALL, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Output",

@@ -77,7 +77,8 @@ static int check_security(struct postgres *p, const struct postgres_opts *o, str
 int postgres_open(struct postgres *p, const struct postgres_opts *o, struct err *err)
 {
     char *why = NULL;
-    *p = (struct postgres){.clock = o->clock, .password_file = o->password_file};
+    *p = (struct postgres){
+        .clock = o->clock, .password_file = o->password_file, .statement_ns = STATEMENT_NS};
     if (!postgres_is_url(o->url))
         return err_set(err, E_USAGE, "want a postgres:// URL, found none");
     p->parsed = PQconninfoParse(o->url, &why);
@@ -256,7 +257,7 @@ static int lost(struct postgres *p, const char *text, struct postgres_failure *f
 /* Everything sent and all answers read; *out gets the last, and the first failure wins. */
 static int finish(struct postgres *p, PGresult **out, struct postgres_failure *f)
 {
-    int64_t deadline = clock_mono_ns(p->clock) + STATEMENT_NS;
+    int64_t deadline = clock_mono_ns(p->clock) + p->statement_ns;
     int flushed, rc = E_OK;
     PGresult *result;
     while ((flushed = PQflush(p->conn)) == 1) {
@@ -317,6 +318,36 @@ int postgres_query(struct postgres *p, const char *sql, struct postgres_arrays *
     if (!PQsendQueryParams(p->conn, sql, n, types, values, lengths, formats, binary))
         return lost(p, NULL, f);
     int rc = finish(p, out, f);
+    if (rc < 0) {
+        PQclear(*out);
+        *out = NULL;
+    }
+    return rc;
+}
+
+int postgres_query_text(struct postgres *p, const char *sql, const struct str *parameters, int n,
+                        PGresult **out, struct postgres_failure *f)
+{
+    char *values[ARRAYS_MAX] = {0};
+    CHECK(n <= ARRAYS_MAX);
+    *out = NULL;
+    if (!p->conn)
+        return fail_link(f, "not connected");
+    bool whole = true;
+    for (int i = 0; i < n; i++) {
+        if (!parameters[i].ptr)
+            continue;
+        values[i] = mem_alloc(parameters[i].len + 1, 1);
+        whole = whole && values[i];
+        if (values[i] && parameters[i].len)
+            memcpy(values[i], parameters[i].ptr, parameters[i].len);
+    }
+    int rc = !whole ? fail_link(f, "no memory for a statement")
+             : !PQsendQueryParams(p->conn, sql, n, NULL, (const char *const *)values, NULL, NULL, 0)
+                 ? lost(p, NULL, f)
+                 : finish(p, out, f);
+    for (int i = 0; i < n; i++)
+        mem_free(values[i]);
     if (rc < 0) {
         PQclear(*out);
         *out = NULL;

@@ -26,6 +26,7 @@ struct postgres {
     int n_parameters;
     PQconninfoOption *parsed; /* owns the values */
     const char *password_file;
+    int64_t statement_ns;           /* longest wait for an answer */
     char label[POSTGRES_LABEL_MAX]; /* "postgres://user@host:port/database", for messages */
 };
 /* Why a statement failed. The text is the server's first line, without detail: that quotes rows. */
@@ -52,6 +53,10 @@ int postgres_run(struct postgres *p, const char *sql, struct postgres_failure *f
  * binary form when asked. */
 int postgres_query(struct postgres *p, const char *sql, struct postgres_arrays *arrays, bool binary,
                    PGresult **out, struct postgres_failure *f) TR_MUSTCHECK;
+/* One statement whose parameters are texts, of types that the server infers; ptr NULL is NULL. *out
+ * (PQclear it): its rows as text. */
+int postgres_query_text(struct postgres *p, const char *sql, const struct str *parameters, int n,
+                        PGresult **out, struct postgres_failure *f) TR_MUSTCHECK;
 /* Opens a transaction with the limits that every one of ours has. */
 int postgres_begin(struct postgres *p, struct postgres_failure *f) TR_MUSTCHECK;
 /* Undoes it; a link that does not answer is dropped. */

@@ -1,7 +1,9 @@
 /* producer: see producer.h. */
 #include "worker/producer.h"
 
+#include "worker/kafka_admin.h"
 #include "worker/kafka_producer.h"
+#include "worker/redis_admin.h"
 #include "worker/redis_producer.h"
 
 static const struct scheme {
@@ -10,12 +12,14 @@ static const struct scheme {
                 struct err *);
     int (*init)(const struct source_url *, const struct source_opts *, const struct queue_shape *,
                 bool *, struct err *);
+    int (*backlog)(const struct source_url *, const struct source_opts *, struct backlog *,
+                   struct err *);
 } schemes[] = {
-    {"kafka", kafka_producer_open, kafka_queue_init},
-    {"redis", redis_producer_open, redis_queue_init},
-    {"rediss", redis_producer_open, redis_queue_init},
-    {"redis-sentinel", redis_producer_open, redis_queue_init},
-    {"rediss-sentinel", redis_producer_open, redis_queue_init},
+    {"kafka", kafka_producer_open, kafka_queue_init, kafka_queue_backlog},
+    {"redis", redis_producer_open, redis_queue_init, redis_queue_backlog},
+    {"rediss", redis_producer_open, redis_queue_init, redis_queue_backlog},
+    {"redis-sentinel", redis_producer_open, redis_queue_init, redis_queue_backlog},
+    {"rediss-sentinel", redis_producer_open, redis_queue_init, redis_queue_backlog},
 };
 
 static int find(const struct scheme **out, struct source_url *url, const struct source_opts *opts,
@@ -48,4 +52,12 @@ int queue_init(const struct source_opts *opts, const struct queue_shape *shape, 
     struct source_url url;
     int rc = find(&scheme, &url, opts, err);
     return rc < 0 ? rc : scheme->init(&url, opts, shape, made, err);
+}
+
+int queue_backlog(const struct source_opts *opts, struct backlog *out, struct err *err)
+{
+    const struct scheme *scheme;
+    struct source_url url;
+    int rc = find(&scheme, &url, opts, err);
+    return rc < 0 ? rc : scheme->backlog(&url, opts, out, err);
 }

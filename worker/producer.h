@@ -1,5 +1,5 @@
-/* producer: the other end of a queue: what `tranche init` and `tranche submit` need of a broker.
- * One row of a table in producer.c for each URL scheme. */
+/* producer: the other end of a queue: what the operator's commands need of a broker. One row of a
+ * table in producer.c for each URL scheme. */
 #ifndef TRANCHE_WORKER_PRODUCER_H
 #define TRANCHE_WORKER_PRODUCER_H
 
@@ -38,5 +38,14 @@ int producer_open(struct producer **out, const struct source_opts *opts,
 /* Of opts besides these: group. Idempotent. *made: the queue was not there. */
 int queue_init(const struct source_opts *opts, const struct queue_shape *shape, bool *made,
                struct err *err) TR_MUSTCHECK;
+
+/* What a group has not done yet. */
+struct backlog {
+    int64_t lag;     /* messages that it has not had (Kafka: not acknowledged) */
+    int64_t pending; /* messages that it has and has not acknowledged; Kafka: 0, lag has them */
+};
+/* Of opts besides these: group. -1: the broker does not know. Changes nothing. */
+int queue_backlog(const struct source_opts *opts, struct backlog *out,
+                  struct err *err) TR_MUSTCHECK;
 
 #endif

@@ -4,36 +4,7 @@
 #include <errno.h>
 #include <sqlite3.h>
 
-enum { CELL_MAX = 256 };
-
-/* The text's first `width` characters on one line, padded; "..." stands for what was cut. */
-static void put_cell(FILE *out, const char *text, int width)
-{
-    char cell[CELL_MAX * 4 + 8];
-    int chars = 0;
-    size_t n = 0, cut = 0;
-    for (const char *p = text ? text : ""; *p && n + 8 < sizeof cell; p++) {
-        unsigned char c = (unsigned char)*p;
-        bool starts = (c & 0xC0) != 0x80;
-        if (starts && chars == width) {
-            n = cut;
-            memcpy(cell + n, "...", 3);
-            n += 3;
-            break;
-        }
-        if (starts && chars == TR_MAX(width - 3, 0))
-            cut = n;
-        chars += starts;
-        /* C0 and DEL; the C1 range as well, which UTF-8 writes as C2 80..9F */
-        if (c == 0xC2 && (unsigned char)p[1] >= 0x80 && (unsigned char)p[1] < 0xA0) {
-            cell[n++] = ' ';
-            p++;
-            continue;
-        }
-        cell[n++] = c < 0x20 || c == 0x7F ? ' ' : (char)c;
-    }
-    fprintf(out, "%.*s%*s  ", (int)n, cell, TR_MAX(width - chars, 0), "");
-}
+#include "worker/console.h"
 
 static sqlite3_stmt *query(sqlite3 *db, const char *sql, const char *run, const char *batch)
 {
@@ -62,11 +33,11 @@ static void show_table(sqlite3 *db, const struct run_opts *o, const char *run, c
     sqlite3_bind_int(st, 3, o->show);
     fputc('\n', out);
     for (size_t i = 0; i < TR_COUNT(heads); i++)
-        put_cell(out, heads[i], widths[i]);
+        console_cell(out, heads[i], widths[i]);
     fputc('\n', out);
     while (sqlite3_step(st) == SQLITE_ROW) {
         for (size_t i = 0; i < TR_COUNT(heads); i++)
-            put_cell(out, (const char *)sqlite3_column_text(st, (int)i), widths[i]);
+            console_cell(out, (const char *)sqlite3_column_text(st, (int)i), widths[i]);
         fputc('\n', out);
     }
     sqlite3_finalize(st);
@@ -81,8 +52,8 @@ static void show_counts(sqlite3 *db, const char *run, const char *batch, FILE *o
                              run, batch);
     fputc('\n', out);
     while (st && sqlite3_step(st) == SQLITE_ROW) {
-        put_cell(out, (const char *)sqlite3_column_text(st, 0), 11);
-        put_cell(out, (const char *)sqlite3_column_text(st, 1), 20);
+        console_cell(out, (const char *)sqlite3_column_text(st, 0), 11);
+        console_cell(out, (const char *)sqlite3_column_text(st, 1), 20);
         fprintf(out, "%8lld", (long long)sqlite3_column_int64(st, 2));
         if (sqlite3_column_int64(st, 4) > 0)
             fprintf(out, "   correct %lld of %lld", (long long)sqlite3_column_int64(st, 3),
@@ -94,8 +65,8 @@ static void show_counts(sqlite3 *db, const char *run, const char *batch, FILE *o
                "SELECT reason, count(*) FROM dead_letters WHERE run=?1 AND batch_id=?2 GROUP BY 1",
                run, batch);
     while (st && sqlite3_step(st) == SQLITE_ROW) {
-        put_cell(out, "dead letter", 11);
-        put_cell(out, (const char *)sqlite3_column_text(st, 0), 20);
+        console_cell(out, "dead letter", 11);
+        console_cell(out, (const char *)sqlite3_column_text(st, 0), 20);
         fprintf(out, "%8lld\n", (long long)sqlite3_column_int64(st, 1));
     }
     sqlite3_finalize(st);

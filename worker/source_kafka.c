@@ -124,7 +124,8 @@ static bool all_done(struct source_kafka *k)
         now - k->asked_ns < ASK_NS)
         return false;
     k->asked_ns = now;
-    return kafka_commit(k, true, &err) == E_OK && kafka_group_lag(k) == 0;
+    return kafka_commit(k, true, &err) == E_OK &&
+           kafka_client_lag(k->rk, k->topic, k->n_partitions) == 0;
 }
 
 /* Takes one message into a job. 1; 0: the budget is spent; an error. */

@@ -80,8 +80,6 @@ int kafka_start_again(struct source_kafka *k, int32_t partition, struct err *err
 int kafka_commit(struct source_kafka *k, bool sync, struct err *err);
 void kafka_on_commit(rd_kafka_t *rk, rd_kafka_resp_err_t code,
                      rd_kafka_topic_partition_list_t *list, void *opaque);
-/* Messages of the whole topic that the group has not acknowledged; -1: no answer. */
-int64_t kafka_group_lag(struct source_kafka *k);
 /* A list of one. */
 rd_kafka_topic_partition_list_t *kafka_list_of(const struct source_kafka *k, int32_t partition,
                                                int64_t offset);

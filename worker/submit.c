@@ -8,6 +8,8 @@
 #include "engine/log.h"
 #include "worker/config.h"
 #include "worker/id_set.h"
+#include "worker/query.h"
+#include "worker/sink.h"
 
 static const int64_t TOLD_NS = 2000000000;
 
@@ -18,7 +20,7 @@ struct submission {
     struct id_set ids;
     struct text scratch, message;
     char batch[JOB_ID_BYTES_MAX + 1], state[4096];
-    int64_t total, skip, told_ns;
+    int64_t total, ours, skip, told_ns; /* ours: of lines that name no batch */
 };
 
 /* Calls `take` for each line; the job is ours. */
@@ -51,6 +53,7 @@ static int check_line(struct submission *s, struct job *job, struct err *err)
 {
     long long line = (long long)job->sequence + 1;
     s->total++;
+    s->ours += str_eq(job->batch_id, STR("\x01"));
     if (str_eq(job->custom_id, job->origin))
         return err_set(err, E_USAGE, "%s: job %lld: %s", s->opts->file, line,
                        job->err.code ? job->err.msg : "want an id, found none");
@@ -59,6 +62,29 @@ static int check_line(struct submission *s, struct job *job, struct err *err)
         return TR_MIN(rc, 0);
     return err_set(err, E_USAGE, "%s: job %lld: the id \"" STR_FMT "\" is an earlier job's",
                    s->opts->file, line, STR_ARG(job->custom_id));
+}
+
+/* So that a status can say how much is still to come. The same file again changes nothing. */
+static int register_batch(const struct submission *s, struct err *err)
+{
+    static const char sql[] =
+        "INSERT INTO batches (run, batch_id, source, total, outputs_sha256, created_at, "
+        "updated_at) VALUES ($1,$2,$3,$4,$5,$6,$6) ON CONFLICT (run, batch_id) DO UPDATE SET "
+        "total=CASE WHEN batches.total>excluded.total THEN batches.total ELSE excluded.total END";
+    char now[32], total[24], zeros[65];
+    struct query *q;
+    if (!s->opts->db || s->ours == 0)
+        return E_OK;
+    wall_text(clock_wall_ns(clock_system()), now);
+    snprintf(total, sizeof total, "%lld", (long long)s->ours);
+    sha256_hex((const uint8_t[32]){0}, zeros);
+    struct str parameters[] = {str_of(s->opts->run), str_of(s->batch), str_of(s->opts->queue.url),
+                               str_of(total),        str_of(zeros),    str_of(now)};
+    int rc = query_open(&q, s->opts->db, QUERY_WRITE, err);
+    if (rc >= 0 && query_run(q, sql, parameters, TR_COUNT(parameters), err) < 0)
+        rc = err->code;
+    query_close(q);
+    return rc;
 }
 
 /* The state file appears whole or not at all. */
@@ -142,6 +168,8 @@ static int submit(struct submission *s, struct err *err)
     int rc = each_line(s, check_line, err);
     if (rc >= 0)
         rc = producer_open(&s->producer, &s->opts->queue, err);
+    if (rc >= 0)
+        rc = register_batch(s, err);
     if (rc < 0)
         return rc;
     s->skip = recall(s);

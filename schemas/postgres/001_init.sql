@@ -133,7 +133,7 @@ COMMENT ON COLUMN batches.rows_cancelled IS 'the same for cancelled';
 COMMENT ON COLUMN batches.rows_dead IS 'the same for dead';
 COMMENT ON COLUMN batches.dead_letters IS 'messages in dead_letters';
 COMMENT ON COLUMN batches.outputs_sha256 IS 'hex; sum of the rows'' output hashes, in any order';
-COMMENT ON COLUMN batches.created_at IS 'when its first row was written';
+COMMENT ON COLUMN batches.created_at IS 'when it was submitted, or its first row written';
 COMMENT ON COLUMN batches.updated_at IS 'when its newest row was written';
 
 CREATE TABLE dead_letters (
@@ -407,6 +407,7 @@ GRANT SELECT ON v_results, v_failures, v_batches, v_throughput_1m, v_progress, v
 GRANT SELECT, UPDATE (redriven_at, copied_at) ON dead_letters TO tranche_redrive;
 GRANT SELECT, INSERT, DELETE ON cancellations TO tranche_redrive;
 GRANT SELECT, INSERT, UPDATE ON batches TO tranche_redrive;
-GRANT SELECT ON results, partition_progress, lost_ranges, schema_migrations TO tranche_redrive;
+GRANT SELECT ON results, job_attempts, parked, partition_progress, lost_ranges, schema_migrations
+    TO tranche_redrive;
 
 INSERT INTO schema_migrations (version, name) VALUES (1, '001_init');

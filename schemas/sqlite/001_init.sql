@@ -61,7 +61,7 @@ CREATE TABLE batches (
     rows_dead       INTEGER NOT NULL DEFAULT 0, -- the same for dead
     dead_letters    INTEGER NOT NULL DEFAULT 0, -- messages in dead_letters
     outputs_sha256  TEXT NOT NULL,              -- hex; sum of the rows' output hashes, in any order
-    created_at      TEXT NOT NULL,              -- when its first row was written
+    created_at      TEXT NOT NULL,              -- when it was submitted, or its first row written
     updated_at      TEXT NOT NULL,              -- when its newest row was written
     PRIMARY KEY (run, batch_id)
 );

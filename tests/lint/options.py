@@ -9,8 +9,7 @@ import sys
 SOURCES = re.compile(r"^(README\.md|ARCHITECTURE\.md|SPEED\.md|CHANGELOG\.md|Makefile|docs/.*\.md|"
                      r"examples/.*\.md|k8s/.*)$")
 # Flags of other programs stand in lines that do not name ours.
-COMMAND = re.compile(r"(?:\btranche|\$\(BIN\)|TRANCHE_BIN\}?\"?)\s+(run|worker|init|submit|export|migrate|tokenize|doctor|bench|version|help)\b"
-                     r"([^|;`]*)")
+COMMAND = r"(?:\btranche|\$\(BIN\)|TRANCHE_BIN\}?\"?)\s+(%s)\b([^|;`]*)"
 VARIABLE = re.compile(r"\bTRANCHE_[A-Z0-9_]+\b")
 NOT_OPTIONS = {"TRANCHE_BIN", "TRANCHE_CUDA", "TRANCHE_SOME_NAME"}
 
@@ -25,6 +24,8 @@ def main():
     if have != wanted:
         bad.append("docs/config.md: differs from the program; run: "
                    f"{binary} help --markdown >docs/config.md")
+    named = re.findall(r"^\| `tranche (\w+)` \|", wanted, re.M)
+    command_line = re.compile(COMMAND % "|".join(named))
     commands = {}
     for name, variable, who in re.findall(r"^\| `--([a-z-]+)` \| `(\w+)` \|.*\| ([a-z, ]+) \| [^|]*(?:\\\|[^|]*)* \|$",
                                           wanted, re.M):
@@ -38,7 +39,7 @@ def main():
             continue
         text = open(path, errors="replace").read().replace("\\\n", " ")
         for number, line in enumerate(text.split("\n"), 1):
-            for command, rest in COMMAND.findall(line):
+            for command, rest in command_line.findall(line):
                 for flag in re.findall(r"(?:^|\s)--([a-z][a-z-]*)", rest):
                     if flag != "help" and command not in commands.get(flag, ()):
                         bad.append(f"{path}:{number}: `tranche {command}` has no --{flag}")

@@ -1,0 +1,186 @@
+"""The operator's commands on real servers: status, and what they do to queues and databases."""
+import json
+import os
+import sqlite3
+import subprocess
+
+import pytest
+
+import redis_server
+from kafka_broker import Broker
+from postgres_server import Server
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory):
+    server = redis_server.Server(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory):
+    broker = Broker(tmp_path_factory.mktemp("kafka")).start()
+    yield broker
+    broker.kill()
+
+
+class Desk:
+    """One test's database, queues and calls."""
+
+    def __init__(self, binary, folder, name):
+        self.binary, self.folder, self.name = binary, folder, name
+        self.queue = None
+
+    def call(self, *args, code=0, stdin=""):
+        env = {k: v for k, v in os.environ.items() if not k.startswith("TRANCHE_")}
+        done = subprocess.run([self.binary, *map(str, args)], input=stdin.encode(), env=env,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120,
+                              cwd=self.folder)
+        assert done.returncode == code, (args, done.returncode, done.stderr.decode()[-3000:])
+        self.err = done.stderr.decode()
+        return done.stdout.decode()
+
+    def json(self, *args):
+        return json.loads(self.call(*args, "--json"))
+
+    def submit(self, lines, batch="b", *options):
+        path = self.folder / f"{batch}.jsonl"
+        path.write_text("".join(line + "\n" for line in lines))
+        return self.call("submit", "--source", self.queue, *options, path)
+
+    def work(self, *options, code=0):
+        return self.call("worker", "--engine", "sim", "--source", self.queue, "--db", self.db,
+                         "--flush-interval", "100ms", "--progress", "off", "--idle-exit", "300ms",
+                         *options, code=code)
+
+
+class SqliteDesk(Desk):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.db = self.owner = f"{self.folder}/rows.db"
+        self.call("run", "--engine", "sim", "--db", self.db, "--batch", "none", "-")
+
+    def ask(self, query):
+        with sqlite3.connect(self.db, timeout=10) as db:
+            return db.execute(query).fetchall()
+
+
+class PostgresDesk(Desk):
+    """Works and asks as the roles that docs/postgres.md gives to whom."""
+
+    def __init__(self, server, *args):
+        super().__init__(*args)
+        self.server, self.database = server, self.name
+        server.ask("postgres", f'CREATE DATABASE "{self.database}"')
+        self.call("migrate", "--db", server.url(self.database))
+        for user, roles in (("pod", "tranche_worker"), ("desk", "tranche_redrive"),
+                            ("keeper", "tranche_owner")):
+            if not server.ask("postgres", "SELECT 1 FROM pg_roles WHERE rolname=%s", user):
+                server.ask("postgres", f"CREATE ROLE {user} LOGIN IN ROLE {roles}")
+        self.pod, self.db = server.url(self.database, "pod"), server.url(self.database, "desk")
+        self.owner = server.url(self.database, "keeper")
+
+    def work(self, *options, code=0):
+        return super().work("--db", self.pod, *options, code=code)
+
+    def ask(self, query):
+        return self.server.ask(self.database, f"SET search_path=tranche; {query}")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def desk(request, binary, tmp_path):
+    name = "op_" + request.node.name.split("[")[0].replace("test_", "")[:40]
+    if request.param == "sqlite":
+        return SqliteDesk(binary, tmp_path, name)
+    return PostgresDesk(request.getfixturevalue("postgres"), binary, tmp_path, name)
+
+
+def on_redis(desk, redis):
+    desk.queue = redis.url(desk.name + type(desk).__name__)
+    desk.call("init", "--source", desk.queue)
+    return desk
+
+
+def on_kafka(desk, broker, partitions=3):
+    desk.queue = f"kafka://{broker.address}/{desk.name}-{type(desk).__name__}"
+    desk.call("init", "--source", desk.queue, "--partitions", partitions)
+    return desk
+
+
+def jobs(n, first=0, **more):
+    return [json.dumps({"id": f"job-{i}", "prompt": f"hello {i}", "max_tokens": 8, **more})
+            for i in range(first, first + n)]
+
+
+# ---- submit --db, status ----
+
+def test_status_follows_a_batch(desk, redis):
+    on_redis(desk, redis)
+    assert desk.submit(jobs(30), "b", "--db", desk.db).startswith("submitted batch=b jobs=30")
+    before = desk.json("status", "--db", desk.db, "--source", desk.queue, "b")
+    assert [(b["batch_id"], b["total"], b["rows"], b["ok"]) for b in before["batches"]] == \
+        [("b", 30, 0, 0)]
+    assert before["source"]["lag"] == 30 and before["source"]["pending"] == 0
+    desk.work()
+    after = desk.json("status", "--db", desk.db, "--source", desk.queue, "b")
+    batch = after["batches"][0]
+    assert (batch["total"], batch["rows"], batch["ok"], batch["dead"]) == (30, 30, 30, 0)
+    assert batch["rows_per_s"] > 0 and batch["seconds_left"] == 0
+    assert batch["created_at"] <= batch["updated_at"]
+    assert after["source"]["lag"] == 0 and after["in_flight"]["jobs"] == 0
+    desk.submit(jobs(30), "b", "--db", desk.db)
+    assert desk.json("status", "--db", desk.db, "b")["batches"][0]["total"] == 30, \
+        "the same file again is the same batch"
+    table = desk.call("status", "--db", desk.db, "--source", desk.queue)
+    assert [w for w in table.split("\n") if w.startswith("main")][-1].split()[1:4] == \
+        ["b", "30", "30"]
+    assert "group tranche: lag 30 pending 0" in table
+
+
+def test_status_counts_failures_dead_letters_and_attempts(desk, redis):
+    on_redis(desk, redis)
+    other = json.dumps({"id": "job-1", "prompt": "another"})
+    redis.client().xadd(desk.queue.rsplit("/", 1)[1], {"job": other})
+    desk.submit([*jobs(4), json.dumps({"id": "x", "prompt": "p", "nonsense": 1})],
+                desk.queue.rsplit("/", 1)[1])
+    desk.work()
+    desk.ask("INSERT INTO job_attempts VALUES ('main', 'b', 'one', 3, '2026-01-31T12:00:00.000Z')")
+    found = desk.json("status", "--db", desk.db)
+    batch = found["batches"][-1]
+    assert (batch["rows"], batch["ok"], batch["invalid"], batch["dead_letters"]) == (5, 4, 1, 1)
+    assert batch["total"] is None and batch["seconds_left"] is None
+    assert found["in_flight"] == {"jobs": 1, "most_starts": 3, "suspects": 1,
+                                  "oldest_at": "2026-01-31T12:00:00.000Z"}
+    assert found["dead_letters"] == {"all": 1, "redriven": 0, "copied": 0}
+    assert desk.json("status", "--db", desk.db, "--run", "blue")["batches"] == []
+
+
+def test_status_of_a_kafka_group(desk, broker):
+    on_kafka(desk, broker)
+    desk.submit(jobs(20), "b")
+    assert desk.json("status", "--db", desk.db, "--source", desk.queue)["source"]["lag"] == 20
+    desk.work()
+    source = desk.json("status", "--db", desk.db, "--source", desk.queue)["source"]
+    assert source == {"url": desk.queue, "group": "tranche", "lag": 0, "pending": 0}
+
+
+def test_status_refuses_by_name(desk, redis, tmp_path):
+    on_redis(desk, redis)
+    desk.call("status", "--db", desk.db, "nosuch", code=64)
+    assert 'no batch "nosuch"' in desk.err
+    desk.call("status", "--db", tmp_path / "absent.db", code=64)
+    assert "absent.db: cannot read" in desk.err
+    sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE t (x)").connection.close()
+    desk.call("status", "--db", tmp_path / "other.db", code=65)
+    assert "not one of tranche's" in desk.err
+    desk.call("status", "--db", desk.db, "--source", desk.queue + "x", code=64)
+    assert "no such stream, or no group" in desk.err
+    desk.call("status", "--db", "postgres://nobody@127.0.0.1:1/x", "--connect-timeout", "0s",
+              code=69)

@@ -1,0 +1,22 @@
+/* kafka_admin: what an operator asks of a topic and a group without joining it. See producer.h. */
+#ifndef TRANCHE_WORKER_KAFKA_ADMIN_H
+#define TRANCHE_WORKER_KAFKA_ADMIN_H
+
+#include "worker/kafka_client.h"
+#include "worker/producer.h"
+
+struct kafka_admin {
+    rd_kafka_t *rk; /* a consumer of opts->group that has not subscribed */
+    char *topic;
+    int32_t n_partitions;
+    struct err failed; /* what an error callback said */
+};
+/* Errors as kafka_client_topic. Close it in either case; it may not move meanwhile. */
+int kafka_admin_open(struct kafka_admin *a, const struct source_url *url,
+                     const struct source_opts *opts, struct err *err) TR_MUSTCHECK;
+void kafka_admin_close(struct kafka_admin *a);
+
+int kafka_queue_backlog(const struct source_url *url, const struct source_opts *opts,
+                        struct backlog *out, struct err *err) TR_MUSTCHECK;
+
+#endif
