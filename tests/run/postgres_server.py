@@ -16,8 +16,6 @@ import subprocess
 import sys
 import tempfile
 
-import psycopg2
-
 
 def programs():
     """The newest server on this machine; Debian keeps it out of the path."""
@@ -82,6 +80,7 @@ class Server:
         return (self.folder / "log").read_text(errors="replace")
 
     def connect(self, database="postgres", user="postgres"):
+        import psycopg2  # tools/demo.py starts a server without it
         link = psycopg2.connect(host=str(self.folder), port=self.port, dbname=database, user=user)
         link.autocommit = True
         return link
