@@ -15,13 +15,24 @@ struct model;
 
 enum engine_kind { ENGINE_CPU, ENGINE_CUDA, ENGINE_SIM };
 
+/* How a poisoned prompt ends the process. SIM_POISON_EACH: poison_id aborts, the ids behind it do
+ * the others, in this order. */
+enum sim_poison {
+    SIM_POISON_ABORT,
+    SIM_POISON_SEGFAULT,
+    SIM_POISON_HANG,   /* the step never ends; the process has to be killed */
+    SIM_POISON_MEMORY, /* takes memory until somebody ends it; from 2 GiB on it aborts */
+    SIM_POISON_EACH
+};
+
 /* The simulated engine: completion = a pure function of the prompt, the sampling and the seed. */
 struct sim_opts {
     int64_t step_ns;           /* slept on opts.clock each step; 0: none */
     int32_t tokens_mean;       /* mean completion length, drawn from the request's rng_key */
     int32_t vocab_size;        /* ids are drawn below it; 0: from the tokenizer, printable ones */
     double fail_share;         /* share of requests (by rng_key) that end FINISH_FAILED */
-    int32_t poison_id;         /* a prompt holding this id kills the process (SIGABRT); -1: none */
+    int32_t poison_id;         /* a prompt holding this id ends the process; -1: none */
+    enum sim_poison poison;    /* how */
     int64_t crash_after_steps; /* SIGKILL to itself at that step; 0: never */
     int64_t fault_after_steps; /* device 0 is lost at that step, as a GPU is (E_FATAL); 0: never */
 };

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "engine/engine_core.h"
 
@@ -50,18 +51,53 @@ static uint64_t sampling_hash(const struct sample_params *p, uint64_t seed)
     return mix(h ^ mix(p->rng_key + 1)) + mix(p->choice + 1);
 }
 
+/* A page of its own, not NULL: sanitizers stop a write through that before the machine does. */
+static void write_where_none_may(void)
+{
+    char *volatile page = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page != MAP_FAILED)
+        *page = 1;
+}
+
+/* Touches what it takes, as a runaway computation would: slowly enough to be noticed. */
+static void take_all_memory(const struct clock *clock)
+{
+    enum { PIECE = 16 << 20, PIECES = 128 };
+    for (int i = 0; i < PIECES; i++) {
+        char *piece = mmap(NULL, PIECE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (piece == MAP_FAILED)
+            break;
+        memset(piece, i + 1, PIECE);
+        clock_sleep_ns(clock, 5000000);
+    }
+    abort();
+}
+
+static void take_poison(const struct sim *sim, int32_t id)
+{
+    const struct sim_opts *o = &sim->opts.sim;
+    int32_t last = o->poison == SIM_POISON_EACH ? SIM_POISON_MEMORY : 0;
+    int kind = o->poison == SIM_POISON_EACH ? id - o->poison_id : (int)o->poison;
+    if (id < o->poison_id || id > o->poison_id + last)
+        return;
+    fprintf(stderr, "simulated engine: poison id %d in the prompt\n", id);
+    if (kind == SIM_POISON_SEGFAULT)
+        write_where_none_may();
+    while (kind == SIM_POISON_HANG)
+        clock_sleep_ns(clock_system(), 1000000000);
+    if (kind == SIM_POISON_MEMORY)
+        take_all_memory(clock_system());
+    abort();
+}
+
 static void sim_slot_open(void *ctx, int32_t slot, const struct request *r)
 {
     struct sim *sim = ctx;
     struct sim_slot *s = &sim->slots[slot];
     const struct sim_opts *o = &sim->opts.sim;
     const struct sequence_rules *rules = &sim->opts.rules;
-    for (int32_t i = 0; o->poison_id >= 0 && i < r->n_prompt; i++) {
-        if (r->prompt[i] == o->poison_id) {
-            fprintf(stderr, "simulated engine: poison id %d in the prompt\n", o->poison_id);
-            abort();
-        }
-    }
+    for (int32_t i = 0; o->poison_id >= 0 && i < r->n_prompt; i++)
+        take_poison(sim, r->prompt[i]);
     uint64_t prompt = hash_bytes(r->prompt, (size_t)r->n_prompt * sizeof *r->prompt, 1);
     s->key = sampling_hash(&r->sampling.params, prompt);
     s->length = 1 + (int32_t)(mix(s->key + 2) % (2 * (uint64_t)o->tokens_mean - 1));

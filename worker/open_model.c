@@ -77,6 +77,7 @@ static struct sim_opts sim_opts_of(const struct config *config)
         .tokens_mean = (int32_t)config_int(config, "sim-tokens"),
         .fail_share = config_real(config, "sim-fail-share"),
         .poison_id = (int32_t)config_int(config, "sim-poison-id"),
+        .poison = (enum sim_poison)config_choice(config, "sim-poison"),
         .crash_after_steps = config_int(config, "sim-crash-after"),
         .fault_after_steps = config_int(config, "sim-fault-after"),
     };

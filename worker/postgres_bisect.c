@@ -167,7 +167,8 @@ static int settle_dead_letter(struct settling *g, struct commit_part *part,
     return settle_buried(g, &d->key, d, d->source_key, part->now_ns, f);
 }
 
-/* Halves what was refused until one is left; the halves that are well are committed on the way. */
+/* Halves what was refused until one is left; the halves that are well are committed on the way.
+ * Dead letters go ahead of the rows: a `dead` row is never there without its letter. */
 static int halve(struct settling *g, struct commit_part *part, const struct postgres_failure *f)
 {
     bool rows = part->n_rows && part->stage != STAGE_DEAD_LETTERS && part->stage != STAGE_REST;
@@ -175,6 +176,15 @@ static int halve(struct settling *g, struct commit_part *part, const struct post
         return settle_row(g, part, f);
     if (!rows && part->n_dead_letters == 1)
         return settle_dead_letter(g, part, f);
+    if (rows && part->n_dead_letters) {
+        struct commit_part letters = {.dead_letters = part->dead_letters,
+                                      .n_dead_letters = part->n_dead_letters,
+                                      .now_ns = part->now_ns};
+        part->n_dead_letters = 0;
+        int rc = settle(g, &letters);
+        if (rc < 0)
+            return rc;
+    }
     struct commit_part half[2] = {{.now_ns = part->now_ns}, {.now_ns = part->now_ns}};
     size_t n = rows ? part->n_rows : part->n_dead_letters, at = 0;
     for (int i = 0; i < 2; i++) {

@@ -68,6 +68,13 @@ void postgres_touch(struct sink_postgres *s, const struct key *key);
 int postgres_failed(struct sink_postgres *s, const char *what, const struct postgres_failure *f,
                     bool *bisect, struct err *err);
 void postgres_succeeded(struct sink_postgres *s);
+/* One statement with s->arrays in a transaction of its own, until it goes through or the world is
+ * down (E_RETRY, E_FATAL). binary: the answer's form. */
+int postgres_transact(struct sink_postgres *s, const char *what, const char *sql, bool binary,
+                      PGresult **out, struct err *err);
+
+/* postgres_deaths.c */
+int postgres_record_death(struct sink *sink, struct death *death, struct err *err);
 
 /* postgres_commit.c: one transaction; E_OK or E_RETRY with *f. */
 int postgres_commit_part(struct sink_postgres *s, struct commit_part *part,

@@ -7,7 +7,7 @@
 #ifndef TRANCHE_WORKER_SINK_H
 #define TRANCHE_WORKER_SINK_H
 
-#include "engine/base.h"
+#include "worker/death.h"
 
 struct key {
     struct str run, batch_id, custom_id;
@@ -68,7 +68,10 @@ struct lookup {
     const uint8_t *sha256;   /* in */
     enum lookup_state state; /* out */
     int32_t attempts;        /* out: starts counted so far */
+    int32_t deaths;          /* out: of these, ended by a death of its own while alone */
+    enum death_cause cause;  /* out: of the newest death on record */
 };
+enum { COUNT_BACK = -1, COUNT_START = 1, COUNT_ALONE = 2 }; /* count_attempts: what happens */
 
 /* How far a source has come: everything before `position` has its row. */
 struct progress {
@@ -121,10 +124,16 @@ struct sink;
 struct sink_ops {
     const char *name;
     int (*lookup)(struct sink *, struct lookup *, size_t n, struct err *);
-    /* Adds delta (1: about to reach the engine, -1: came back unharmed) and commits. attempts[i]
-     * gets the count behind it. */
-    int (*count_attempts)(struct sink *, const struct key *, size_t n, int delta, int32_t *attempts,
+    /* Counts and commits. COUNT_START: about to reach the engine; COUNT_ALONE: the same, with
+     * nothing else in flight in this process; COUNT_BACK: came back unharmed. attempts[i] gets the
+     * count behind it. A start carries sink->process until the row is written, it is given back or
+     * another process counts one. */
+    int (*count_attempts)(struct sink *, const struct key *, size_t n, int what, int32_t *attempts,
                           struct err *);
+    /* A process is dead, and commits what that means for the starts that carry its name. Outside:
+     * they are given back. Its own: they stay, and a start that was alone is charged. Twice is
+     * once: the starts lose the name. */
+    int (*record_death)(struct sink *, struct death *, struct err *);
     /* One transaction: results and dead letters (ON CONFLICT: the first row stays), the attempts of
      * these results forgotten, progress. */
     int (*commit)(struct sink *, const struct commit *, struct commit_counts *, struct err *);
@@ -141,7 +150,8 @@ struct sink_ops {
 };
 struct sink {
     const struct sink_ops *ops;
-    int64_t retry_ns; /* behind E_RETRY: how long to wait before the same call; 0: as you like */
+    int64_t retry_ns;   /* behind E_RETRY: how long to wait before the same call; 0: as you like */
+    struct str process; /* who counts: unlike that of any other process ever; ptr NULL: nobody */
 };
 static inline void sink_close(struct sink *s)
 {

@@ -17,14 +17,19 @@ static const char lookup_sql[] =
     "SELECT (SELECT j.request_sha256 FROM tranche.results j WHERE " SAME_KEY "), "
     "(SELECT 1 FROM tranche.cancellations j WHERE j.run=k.run AND j.batch_id=k.batch_id AND "
     "j.custom_id IN (k.custom_id, '') LIMIT 1), "
-    "(SELECT j.n FROM tranche.job_attempts j WHERE " SAME_KEY ") FROM " KEYS "ORDER BY k.i";
+    "(SELECT j.n::text || ' ' || j.deaths || ' ' || coalesce(j.cause, '') FROM "
+    "tranche.job_attempts j WHERE " SAME_KEY ") FROM " KEYS "ORDER BY k.i";
 static const char count_sql[] =
-    "INSERT INTO tranche.job_attempts AS j (run, batch_id, custom_id, n, last_at) SELECT * FROM "
-    "unnest($1,$2,$3,$4,$5) ON CONFLICT (run, batch_id, custom_id) DO UPDATE SET "
-    "n=j.n+EXCLUDED.n, last_at=EXCLUDED.last_at RETURNING run, batch_id, custom_id, n";
+    "INSERT INTO tranche.job_attempts AS j (run, batch_id, custom_id, n, last_at, process, alone) "
+    "SELECT * FROM unnest($1,$2,$3,$4,$5,$6,$7) ON CONFLICT (run, batch_id, custom_id) DO UPDATE "
+    "SET n=j.n+EXCLUDED.n, last_at=EXCLUDED.last_at, process=EXCLUDED.process, "
+    "alone=EXCLUDED.alone RETURNING run, batch_id, custom_id, n";
+/* What another process has counted since stays that one's. */
 static const char uncount_sql[] =
-    "UPDATE tranche.job_attempts j SET n=greatest(j.n+k.d, 0), last_at=k.t FROM "
-    "unnest($1,$2,$3,$4,$5) AS k(run, batch_id, custom_id, d, t) WHERE " SAME_KEY
+    "UPDATE tranche.job_attempts j SET n=greatest(j.n-k.d, 0), last_at=k.t, "
+    "alone=CASE WHEN j.process=k.p THEN 0 ELSE j.alone END, "
+    "process=CASE WHEN j.process=k.p THEN NULL ELSE j.process END FROM "
+    "unnest($1,$2,$3,$4,$5,$6,$7) AS k(run, batch_id, custom_id, d, t, p, a) WHERE " SAME_KEY
     " RETURNING j.run, j.batch_id, j.custom_id, j.n";
 static const char park_sql[] =
     "INSERT INTO tranche.parked (run, batch_id, custom_id, choice, n, state, config_revision, "
@@ -116,8 +121,8 @@ void postgres_succeeded(struct sink_postgres *s)
 }
 
 /* One statement in a transaction of its own, until it goes through or the world is down. */
-static int transact(struct sink_postgres *s, const char *what, const char *sql, bool binary,
-                    PGresult **out, struct err *err)
+int postgres_transact(struct sink_postgres *s, const char *what, const char *sql, bool binary,
+                      PGresult **out, struct err *err)
 {
     for (;;) {
         struct postgres_failure f;
@@ -152,6 +157,15 @@ static void put_key(struct postgres_arrays *a, const struct key *key)
 
 /* ---- lookup and attempts ---- */
 
+/* "7 1 SIGSEGV": one cell, so that it is one look into the table. */
+static void read_attempts(struct lookup *l, struct str text)
+{
+    char *end;
+    l->attempts = (int32_t)strtol(text.ptr, &end, 10);
+    l->deaths = (int32_t)strtol(end, &end, 10);
+    l->cause = *end == ' ' ? death_cause_find(str_of(end + 1)) : DEATH_NONE;
+}
+
 static int postgres_lookup(struct sink *sink, struct lookup *lookups, size_t n, struct err *err)
 {
     struct sink_postgres *s = (struct sink_postgres *)sink;
@@ -163,7 +177,7 @@ static int postgres_lookup(struct sink *sink, struct lookup *lookups, size_t n, 
         postgres_touch(s, &lookups[i].key);
         put_key(&s->arrays, &lookups[i].key);
     }
-    int rc = transact(s, "lookup", lookup_sql, false, &back, err);
+    int rc = postgres_transact(s, "lookup", lookup_sql, false, &back, err);
     if (rc < 0)
         return rc;
     CHECK(PQntuples(back) == (int)n);
@@ -172,13 +186,15 @@ static int postgres_lookup(struct sink *sink, struct lookup *lookups, size_t n, 
         struct str there = postgres_cell(back, i, 0);
         char hex[65];
         sha256_hex(l->sha256, hex);
-        l->attempts = 0;
+        l->attempts = l->deaths = 0;
+        l->cause = DEATH_NONE;
         if (there.ptr) {
             l->state = str_eq(there, str_of(hex)) ? LOOKUP_SAME : LOOKUP_CONFLICT;
             continue;
         }
         l->state = PQgetisnull(back, i, 1) ? LOOKUP_ABSENT : LOOKUP_CANCELLED;
-        l->attempts = l->state == LOOKUP_ABSENT ? (int32_t)cell_int(back, i, 2) : 0;
+        if (l->state == LOOKUP_ABSENT && !PQgetisnull(back, i, 2))
+            read_attempts(l, postgres_cell(back, i, 2));
     }
     PQclear(back);
     return E_OK;
@@ -196,22 +212,24 @@ static int counted_compare(const void *a, const void *b)
 
 /* A key that is given several times counts as often, in one row: a statement may not meet a row
  * twice. */
-static void put_counts(struct sink_postgres *s, const struct counted *sorted, size_t n, int delta)
+static void put_counts(struct sink_postgres *s, const struct counted *sorted, size_t n, int what)
 {
     int64_t now_ns = clock_wall_ns(s->pg.clock);
-    arrays_begin(&s->arrays, "tttiw");
+    arrays_begin(&s->arrays, "tttiwti");
     for (size_t i = 0, same = 1; i < n; i += same, same = 1) {
         while (i + same < n && postgres_key_compare(sorted[i].key, sorted[i + same].key) == 0)
             same++;
         put_key(&s->arrays, sorted[i].key);
-        arrays_int(&s->arrays, (int64_t)same * delta);
+        arrays_int(&s->arrays, (int64_t)same);
         arrays_time(&s->arrays, now_ns);
+        arrays_str(&s->arrays, s->sink.process);
+        arrays_int(&s->arrays, what == COUNT_ALONE);
     }
 }
 
 /* Where the outcome of a COMMIT was not known, a start may be counted twice: that makes a suspect
  * one crash early, and convicts nobody. */
-static int postgres_count_attempts(struct sink *sink, const struct key *keys, size_t n, int delta,
+static int postgres_count_attempts(struct sink *sink, const struct key *keys, size_t n, int what,
                                    int32_t *attempts, struct err *err)
 {
     struct sink_postgres *s = (struct sink_postgres *)sink;
@@ -224,8 +242,9 @@ static int postgres_count_attempts(struct sink *sink, const struct key *keys, si
     for (size_t i = 0; i < n; i++)
         sorted[i] = (struct counted){&keys[i], i};
     qsort(sorted, n, sizeof *sorted, counted_compare);
-    put_counts(s, sorted, n, delta);
-    int rc = transact(s, "count attempts", delta > 0 ? count_sql : uncount_sql, false, &back, err);
+    put_counts(s, sorted, n, what);
+    int rc = postgres_transact(s, "count attempts", what == COUNT_BACK ? uncount_sql : count_sql,
+                               false, &back, err);
     if (attempts)
         memset(attempts, 0, n * sizeof *attempts);
     for (int row = 0; rc >= 0 && attempts && row < PQntuples(back); row++) {
@@ -261,7 +280,7 @@ static int postgres_park(struct sink *sink, const struct parked *parked, size_t 
         arrays_str(&s->arrays, parked[i].worker);
         arrays_time(&s->arrays, parked[i].parked_ns);
     }
-    int rc = transact(s, "park", park_sql, false, &back, err);
+    int rc = postgres_transact(s, "park", park_sql, false, &back, err);
     PQclear(back);
     return rc;
 }
@@ -276,7 +295,7 @@ static int postgres_unpark(struct sink *sink, const struct key *key, int32_t cho
     arrays_begin(&s->arrays, "ttti");
     put_key(&s->arrays, key);
     arrays_int(&s->arrays, choice);
-    int rc = transact(s, "unpark", unpark_sql, true, &s->unparked, err);
+    int rc = postgres_transact(s, "unpark", unpark_sql, true, &s->unparked, err);
     if (rc < 0 || PQntuples(s->unparked) == 0)
         return rc;
     struct str n = postgres_cell(s->unparked, 0, 0);
@@ -299,7 +318,7 @@ static int postgres_totals(struct sink *sink, struct totals *out, struct err *er
         arrays_str(&s->arrays, str_of(s->touched[i].run));
         arrays_str(&s->arrays, str_of(s->touched[i].batch_id));
     }
-    int rc = transact(s, "totals", totals_sql, false, &back, err);
+    int rc = postgres_transact(s, "totals", totals_sql, false, &back, err);
     for (int row = 0; rc >= 0 && row < PQntuples(back); row++) {
         uint8_t sum[32];
         for (int i = 0; i < RESULT_STATUSES; i++)
@@ -395,7 +414,7 @@ static int postgres_progress_read(struct sink *sink, struct progress *p, size_t 
         arrays_str(&s->arrays, p[i].source);
         arrays_int(&s->arrays, p[i].partition);
     }
-    int rc = transact(s, "progress_read", progress_read_sql, false, &back, err);
+    int rc = postgres_transact(s, "progress_read", progress_read_sql, false, &back, err);
     if (rc < 0)
         return rc;
     CHECK(PQntuples(back) == (int)n);
@@ -413,6 +432,7 @@ int sink_postgres_open(struct sink **out, const struct postgres_opts *opts, stru
         .name = "postgres",
         .lookup = postgres_lookup,
         .count_attempts = postgres_count_attempts,
+        .record_death = postgres_record_death,
         .commit = postgres_commit,
         .progress_read = postgres_progress_read,
         .park = postgres_park,

@@ -108,7 +108,7 @@ static int simple(struct sink_sqlite *s, enum statement id, struct err *err)
 }
 
 /* Ends the transaction; a failure that is on record already undoes it. */
-static int end_transaction(struct sink_sqlite *s, int rc, struct err *err)
+int sink_sqlite_end(struct sink_sqlite *s, int rc, struct err *err)
 {
     if (rc >= 0)
         rc = simple(s, S_COMMIT, err);
@@ -135,18 +135,32 @@ static int touch(struct sink_sqlite *s, const struct key *key, struct err *err)
     return E_OK;
 }
 
+static int lookup_attempts(struct sink_sqlite *s, struct lookup *l, struct err *err)
+{
+    sqlite3_stmt *st = with_key(s, S_ATTEMPTS, &l->key);
+    int rc = sqlite3_step(st);
+    if (rc == SQLITE_ROW) {
+        l->attempts = sqlite3_column_int(st, 0);
+        l->deaths = sqlite3_column_int(st, 1);
+        l->cause = death_cause_find(str_of((const char *)sqlite3_column_text(st, 2)));
+    }
+    rc = rc == SQLITE_ROW || rc == SQLITE_DONE ? E_OK : sink_sqlite_error(s, "attempts", err);
+    sqlite3_reset(st);
+    return rc;
+}
+
 static int lookup_one(struct sink_sqlite *s, struct lookup *l, bool cancelled, bool attempts,
                       struct err *err)
 {
     char hex[65];
-    int64_t n = 0;
     int rc = touch(s, &l->key, err);
     if (rc < 0)
         return rc;
     sqlite3_stmt *st = with_key(s, S_LOOKUP, &l->key);
     rc = sqlite3_step(st);
     l->state = LOOKUP_ABSENT;
-    l->attempts = 0;
+    l->attempts = l->deaths = 0;
+    l->cause = DEATH_NONE;
     if (rc == SQLITE_ROW) {
         sha256_hex(l->sha256, hex);
         const char *there = (const char *)sqlite3_column_text(st, 0);
@@ -164,10 +178,8 @@ static int lookup_one(struct sink_sqlite *s, struct lookup *l, bool cancelled, b
         if (rc < 0)
             return rc;
     }
-    if (attempts && l->state == LOOKUP_ABSENT) {
-        rc = sink_sqlite_finish(s, with_key(s, S_ATTEMPTS, &l->key), &n, err);
-        l->attempts = (int32_t)n;
-    }
+    if (attempts && l->state == LOOKUP_ABSENT)
+        rc = lookup_attempts(s, l, err);
     return rc < 0 ? rc : E_OK;
 }
 
@@ -181,10 +193,10 @@ static int sqlite_lookup(struct sink *sink, struct lookup *lookups, size_t n, st
     int attempts = rc < 0 ? rc : (rc = simple(s, S_ANY_ATTEMPTS, err));
     for (size_t i = 0; rc >= 0 && i < n; i++)
         rc = lookup_one(s, &lookups[i], cancelled > 0, attempts > 0, err);
-    return end_transaction(s, rc, err);
+    return sink_sqlite_end(s, rc, err);
 }
 
-static int sqlite_count_attempts(struct sink *sink, const struct key *keys, size_t n, int delta,
+static int sqlite_count_attempts(struct sink *sink, const struct key *keys, size_t n, int what,
                                  int32_t *attempts, struct err *err)
 {
     struct sink_sqlite *s = (struct sink_sqlite *)sink;
@@ -193,14 +205,16 @@ static int sqlite_count_attempts(struct sink *sink, const struct key *keys, size
     int rc = simple(s, S_BEGIN, err);
     for (size_t i = 0; rc >= 0 && i < n; i++) {
         int64_t count = 0;
-        sqlite3_stmt *st = with_key(s, S_COUNT, &keys[i]);
-        sqlite3_bind_int(st, 4, delta);
-        sqlite3_bind_text(st, 5, now, -1, SQLITE_STATIC);
+        sqlite3_stmt *st = with_key(s, what == COUNT_BACK ? S_UNCOUNT : S_COUNT, &keys[i]);
+        sqlite3_bind_text(st, 4, now, -1, SQLITE_STATIC);
+        bind_str(st, 5, sink->process);
+        if (what != COUNT_BACK)
+            sqlite3_bind_int(st, 6, what == COUNT_ALONE);
         rc = sink_sqlite_finish(s, st, &count, err);
         if (attempts)
             attempts[i] = (int32_t)count;
     }
-    return end_transaction(s, rc, err);
+    return sink_sqlite_end(s, rc, err);
 }
 
 /* ---- commit ---- */
@@ -387,7 +401,7 @@ static int sqlite_commit(struct sink *sink, const struct commit *c, struct commi
         rc = sink_sqlite_put_progress(s, &c->progress[i], c->now_ns, err);
     for (size_t i = 0; rc >= 0 && i < c->n_lost_ranges; i++)
         rc = sink_sqlite_put_lost_range(s, &c->lost_ranges[i], c->now_ns, err);
-    return end_transaction(s, rc, err);
+    return sink_sqlite_end(s, rc, err);
 }
 
 /* ---- parking, totals ---- */
@@ -407,7 +421,7 @@ static int sqlite_park(struct sink *sink, const struct parked *parked, size_t n,
         rc = sink_sqlite_finish(s, st, NULL, err);
     }
     s->any_parked = s->any_parked || n > 0;
-    return end_transaction(s, rc, err);
+    return sink_sqlite_end(s, rc, err);
 }
 
 static int sqlite_unpark(struct sink *sink, const struct key *key, int32_t choice,
@@ -453,6 +467,7 @@ static int sqlite_totals(struct sink *sink, struct totals *out, struct err *err)
 const struct sink_ops sink_sqlite_ops = {.name = "sqlite",
                                          .lookup = sqlite_lookup,
                                          .count_attempts = sqlite_count_attempts,
+                                         .record_death = sink_sqlite_record_death,
                                          .commit = sqlite_commit,
                                          .progress_read = sink_sqlite_progress_read,
                                          .park = sqlite_park,

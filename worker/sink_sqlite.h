@@ -17,6 +17,7 @@ enum statement {
     S_ANY_ATTEMPTS,
     S_ATTEMPTS,
     S_COUNT,
+    S_UNCOUNT,
     S_FORGET,
     S_RESULT,
     S_DEAD,
@@ -30,6 +31,8 @@ enum statement {
     S_UNPARK,
     S_FORGET_PARKED,
     S_TOTALS,
+    S_IN_FLIGHT,
+    S_DEATH,
     STATEMENTS
 };
 /* What one transaction adds to one row of `batches`. */
@@ -55,7 +58,12 @@ int sink_sqlite_error(struct sink_sqlite *s, const char *what, struct err *err);
 /* Runs a bound statement to its end and resets it; the number of rows. first != NULL: the first
  * column of the first row, if any. */
 int sink_sqlite_finish(struct sink_sqlite *s, sqlite3_stmt *st, int64_t *first, struct err *err);
+/* Ends a transaction: COMMIT, or ROLLBACK where rc is an error. */
+int sink_sqlite_end(struct sink_sqlite *s, int rc, struct err *err);
 void sink_sqlite_close(struct sink *sink);
+
+/* sink_sqlite_deaths.c */
+int sink_sqlite_record_death(struct sink *sink, struct death *death, struct err *err);
 
 /* sink_sqlite_progress.c */
 int sink_sqlite_put_progress(struct sink_sqlite *s, const struct progress *p, int64_t now_ns,

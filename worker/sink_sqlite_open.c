@@ -16,9 +16,15 @@ static const char *const sql[STATEMENTS] = {
     [S_CANCELLED] = "SELECT 1 FROM cancellations WHERE run=?1 AND batch_id=?2 AND custom_id "
                     "IN (?3, '') LIMIT 1",
     [S_ANY_ATTEMPTS] = "SELECT 1 FROM job_attempts LIMIT 1",
-    [S_ATTEMPTS] = "SELECT n FROM job_attempts WHERE " KEY,
-    [S_COUNT] = "INSERT INTO job_attempts VALUES (?1,?2,?3,max(?4,0),?5) ON CONFLICT DO UPDATE "
-                "SET n=max(n+?4,0), last_at=?5 RETURNING n",
+    [S_ATTEMPTS] = "SELECT n, deaths, cause FROM job_attempts WHERE " KEY,
+    [S_COUNT] = "INSERT INTO job_attempts (run, batch_id, custom_id, n, last_at, process, alone) "
+                "VALUES (?1,?2,?3,1,?4,?5,?6) ON CONFLICT DO UPDATE "
+                "SET n=n+1, last_at=?4, process=?5, alone=?6 RETURNING n",
+    /* What another process has counted since stays that one's. */
+    [S_UNCOUNT] = "UPDATE job_attempts SET n=max(n-1,0), last_at=?4, "
+                  "alone=CASE WHEN process=?5 THEN 0 ELSE alone END, "
+                  "process=CASE WHEN process=?5 THEN NULL ELSE process END "
+                  "WHERE " KEY " RETURNING n",
     [S_FORGET] = "DELETE FROM job_attempts WHERE " KEY,
     [S_RESULT] = "INSERT INTO results VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,"
                  "?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
@@ -50,6 +56,9 @@ static const char *const sql[STATEMENTS] = {
     [S_TOTALS] = "SELECT b.rows_ok, b.rows_failed, b.rows_invalid, b.rows_expired, "
                  "b.rows_cancelled, b.rows_dead, b.dead_letters, b.outputs_sha256 "
                  "FROM temp.touched t JOIN batches b USING (run, batch_id)",
+    [S_IN_FLIGHT] = "SELECT count(*), sum(alone) FROM job_attempts WHERE process=?1",
+    [S_DEATH] = "UPDATE job_attempts SET n=max(n-?2,0), deaths=deaths+?3, "
+                "cause=coalesce(?4,cause), process=NULL, alone=0 WHERE process=?1",
 };
 
 void sink_sqlite_close(struct sink *sink)

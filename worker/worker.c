@@ -110,9 +110,12 @@ static void after_lookup(struct worker *w, struct job *job, const struct lookup 
                job->err.msg);
     } else if (job->deadline_ns && now > job->deadline_ns + DEADLINE_SLACK_NS) {
         refuse(w, job, RESULT_EXPIRED, "expired", "its deadline had passed before it could start");
+    } else if (suspect_convicted(l->attempts, l->deaths)) {
+        char why[128];
+        worker_convict(job, l, why, sizeof why);
+        refuse(w, job, RESULT_DEAD, "crashed", why);
     } else {
-        job->stage = STAGE_WAITING;
-        waiting_push(&w->out, job);
+        worker_wait(w, job);
     }
 }
 
@@ -135,12 +138,12 @@ static void send_lookups(struct worker *w)
 static void send_counts(struct worker *w)
 {
     size_t n = 0;
-    int64_t room = w->ready_cap - (int64_t)queue_length(w->ready);
-    if (w->count.busy || w->out.n_heap == 0 || w->draining || room < TR_MIN(w->ready_cap / 4, 64))
+    if (w->count.busy || w->draining)
         return;
+    int64_t room = worker_room(w);
     while (n < COUNT_MAX && (int64_t)n < room &&
            (w->output_bytes < w->opts.claim_bytes || w->with_engine == w->rendered)) {
-        struct job *job = waiting_pop(&w->out);
+        struct job *job = worker_next(w);
         if (!job)
             break;
         if (outstanding_orphaned(&w->out, job)) {
@@ -160,7 +163,7 @@ static void send_counts(struct worker *w)
         return;
     w->count.keys = w->keys;
     w->count.n = n;
-    w->count.delta = 1;
+    w->count.delta = worker_count_kind(w, n);
     w->count.attempts = w->attempts;
     w->with_engine += (int64_t)n;
     worker_call_sink(w, &w->count, SINK_COUNT);

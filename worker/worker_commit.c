@@ -70,7 +70,7 @@ bool worker_last_rows(const struct worker *w)
     return w->draining ? w->engine_gone && engine_group_finished(w->engine) == w->rendered
                        : w->drained && w->out.next_arrival == intake_claimed(w->intake) &&
                              w->to_look_up.n == 0 && !w->lookup.busy && !w->count.busy &&
-                             w->out.n_heap == 0 && w->with_engine == w->rendered;
+                             worker_none_waits(w) && w->with_engine == w->rendered;
 }
 
 static bool commit_due(const struct worker *w, int64_t now)
@@ -80,6 +80,7 @@ static bool commit_due(const struct worker *w, int64_t now)
         return false;
     return w->to_commit.n >= (size_t)w->opts.flush_rows || w->flush == FLUSH_ASKED ||
            (rows && now - w->oldest_ns >= w->opts.flush_ns) ||
+           (rows && w->settle && w->with_engine == w->rendered) ||
            (w->progress_ns && now - w->progress_ns >= w->opts.flush_ns) || worker_last_rows(w);
 }
 
@@ -96,7 +97,7 @@ void worker_send_commit(struct worker *w)
             twin->stage = STAGE_COMMITTING;
         if (job->result)
             w->results[results++] = job->result;
-        else
+        if (!job->result || job->result->status == RESULT_DEAD)
             add_dead_letter(w, &w->dead[dead++], job);
     }
     w->oldest_ns = now;

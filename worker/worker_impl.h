@@ -5,6 +5,7 @@
 #define TRANCHE_WORKER_WORKER_IMPL_H
 
 #include "worker/outstanding.h"
+#include "worker/suspects.h"
 #include "worker/threads.h"
 #include "worker/worker.h"
 
@@ -47,7 +48,12 @@ struct worker {
     size_t n_gaps;
 
     int64_t ready_cap, rendered, with_engine; /* handed to the engine; of them come back */
-    int64_t output_bytes;                     /* of jobs with the engine */
+    int64_t wave;                             /* jobs that a death may find in flight */
+    struct suspects suspects;
+    bool suspects_next, group; /* worker_suspects.c: whose turn it is; a group goes in */
+    bool settle;               /* rows are waited for: commit as soon as all are rendered */
+    int64_t turn_ns;
+    int64_t output_bytes; /* of jobs with the engine */
     int64_t start_ns, drain_ns;
     bool drained, draining, cut_short, engine_gone, stop;
     int rc;
@@ -68,6 +74,16 @@ void worker_release(struct worker *w, struct job *job);
 void worker_to_commit(struct worker *w, struct job *job);
 void worker_send_commit(struct worker *w); /* when it is time to */
 void worker_after_commit(struct worker *w);
+
+/* worker_suspects.c: who may be counted next. */
+void worker_wait(struct worker *w, struct job *job); /* its lookup found nothing: it is to run */
+/* Jobs that may be counted now; then worker_next gives them. */
+int64_t worker_room(struct worker *w);
+struct job *worker_next(struct worker *w);               /* NULL: none */
+int worker_count_kind(struct worker *w, size_t counted); /* of what worker_next gave */
+bool worker_none_waits(const struct worker *w);
+/* The job becomes a dead letter too; `why` for its row. */
+void worker_convict(struct job *job, const struct lookup *l, char *why, size_t cap);
 
 /* worker_partitions.c: partitions that come and go. */
 void worker_partition_event(struct worker *w, const struct item *item);

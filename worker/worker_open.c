@@ -126,6 +126,7 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
     w->err = err;
     w->start_ns = clock_mono_ns(opts->clock);
     w->ready_cap = TR_MIN(TR_MAX((int64_t)stats.slots * 2, (int64_t)COUNT_MAX), opts->claim_rows);
+    w->wave = stats.slots + w->ready_cap;
     w->rc = open_queues(w, err);
     if (w->rc == E_OK)
         w->rc = open_threads(w, err);

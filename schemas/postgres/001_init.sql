@@ -178,14 +178,22 @@ CREATE TABLE job_attempts (
     custom_id text COLLATE "C" NOT NULL,
     n         integer NOT NULL,
     last_at   timestamptz NOT NULL,
+    deaths    integer NOT NULL DEFAULT 0,
+    cause     text,
+    process   text,
+    alone     integer NOT NULL DEFAULT 0,
     PRIMARY KEY (run, batch_id, custom_id)
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE job_attempts IS 'Starts of jobs that have no row yet, counted before the engine sees the job: a job that was in flight at several crashes is a suspect.';
+COMMENT ON TABLE job_attempts IS 'Starts of jobs that have no row yet, counted before the engine sees the job: a job that was in flight at several crashes is a suspect; two deaths that it alone was in flight at convict it.';
 COMMENT ON COLUMN job_attempts.run IS 'as results.run';
 COMMENT ON COLUMN job_attempts.batch_id IS 'as results.batch_id';
 COMMENT ON COLUMN job_attempts.custom_id IS 'as results.custom_id';
-COMMENT ON COLUMN job_attempts.n IS 'starts so far';
+COMMENT ON COLUMN job_attempts.n IS 'starts so far that did not come back';
 COMMENT ON COLUMN job_attempts.last_at IS 'when n last changed';
+COMMENT ON COLUMN job_attempts.deaths IS 'deaths of a process by its own doing, with this job alone in it';
+COMMENT ON COLUMN job_attempts.cause IS 'of the newest such death, alone or not: SIGSEGV, hang, memory, engine, ...';
+COMMENT ON COLUMN job_attempts.process IS 'which process has it in flight; NULL: none that is known';
+COMMENT ON COLUMN job_attempts.alone IS '1: started with nothing else in flight there';
 
 CREATE TABLE parked (
     run             text COLLATE "C" NOT NULL,

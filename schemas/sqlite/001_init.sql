@@ -88,13 +88,17 @@ CREATE TABLE dead_letters (
 CREATE INDEX dead_letters_job ON dead_letters (run, batch_id, custom_id);
 
 -- Starts of jobs that have no row yet, counted before the engine sees the job: a job that was in
--- flight at several crashes is a suspect.
+-- flight at several crashes is a suspect; two deaths that it alone was in flight at convict it.
 CREATE TABLE job_attempts (
     run       TEXT NOT NULL,    -- as results.run
     batch_id  TEXT NOT NULL,    -- as results.batch_id
     custom_id TEXT NOT NULL,    -- as results.custom_id
-    n         INTEGER NOT NULL, -- starts so far
+    n         INTEGER NOT NULL, -- starts so far that did not come back
     last_at   TEXT NOT NULL,    -- when n last changed
+    deaths    INTEGER NOT NULL DEFAULT 0, -- deaths of a process by its own doing, with this job alone in it
+    cause     TEXT,             -- of the newest such death, alone or not: SIGSEGV, hang, memory, engine, ...
+    process   TEXT,             -- which process has it in flight; NULL: none that is known
+    alone     INTEGER NOT NULL DEFAULT 0, -- 1: started with nothing else in flight there
     PRIMARY KEY (run, batch_id, custom_id)
 ) WITHOUT ROWID;
 

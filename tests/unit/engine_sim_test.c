@@ -164,7 +164,9 @@ static int signal_of(const struct sim_opts *sim)
         static struct job j;
         (void)!freopen("/dev/null", "w", stderr);
         signal(SIGABRT, SIG_DFL);
+        signal(SIGSEGV, SIG_DFL);
         job_init(&j, 0);
+        alarm(1); /* ends a hang */
         run(open_sim(sim, 1), &j, 1);
         _exit(0);
     }
@@ -180,6 +182,16 @@ static void poison_and_crash_kill_the_process(void **state)
     job_init(&j, 0);
     struct sim_opts sim = {.poison_id = j.prompt[5], .tokens_mean = 40};
     assert_int_equal(signal_of(&sim), SIGABRT);
+    sim.poison = SIM_POISON_SEGFAULT;
+    assert_int_equal(signal_of(&sim), SIGSEGV);
+    sim.poison = SIM_POISON_HANG;
+    assert_int_equal(signal_of(&sim), SIGALRM);
+    sim.poison = SIM_POISON_EACH;
+    assert_int_equal(signal_of(&sim), SIGABRT);
+    sim.poison_id--;
+    assert_int_equal(signal_of(&sim), SIGSEGV);
+    sim.poison_id++;
+    sim.poison = SIM_POISON_ABORT;
     sim.poison_id = -1;
     assert_int_equal(signal_of(&sim), 0);
     sim.crash_after_steps = 2;

@@ -9,6 +9,7 @@
 
 #include <stdlib.h>
 
+#include "tests/unit/sink_deaths.h"
 #include "worker/migrate.h"
 #include "worker/sink_postgres.h"
 
@@ -161,6 +162,14 @@ static void lookup_tells_four_states(void **state)
     assert_int_equal(s->ops->lookup(s, l, TR_COUNT(l), &err), E_OK);
     for (size_t i = 0; i < TR_COUNT(l); i++)
         assert_int_equal(l[i].state, want[i]);
+    sink_close(s);
+}
+
+static void deaths_charge_only_who_was_alone(void **state)
+{
+    (void)state;
+    struct sink *s = fresh();
+    check_deaths(s);
     sink_close(s);
 }
 
@@ -344,6 +353,7 @@ int main(void)
         cmocka_unit_test(first_row_of_a_key_stays),
         cmocka_unit_test(lookup_tells_four_states),
         cmocka_unit_test(attempts_are_counted_until_the_row),
+        cmocka_unit_test(deaths_charge_only_who_was_alone),
         cmocka_unit_test(bytes_that_are_no_text),
         cmocka_unit_test(dead_letters_are_there_once),
         cmocka_unit_test(parked_states_come_back_whole),

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "tests/unit/sink_deaths.h"
 #include "worker/sink.h"
 #include "worker/text.h"
 
@@ -140,6 +141,14 @@ static void lookup_tells_four_states(void **state)
     assert_int_equal(s->ops->lookup(s, l, TR_COUNT(l), &err), E_OK);
     for (size_t i = 0; i < TR_COUNT(l); i++)
         assert_int_equal(l[i].state, want[i]);
+    sink_close(s);
+}
+
+static void deaths_charge_only_who_was_alone(void **state)
+{
+    (void)state;
+    struct sink *s = open_sink();
+    check_deaths(s);
     sink_close(s);
 }
 
@@ -319,6 +328,7 @@ int main(void)
         WITH_FILE(first_row_of_a_key_stays),
         WITH_FILE(lookup_tells_four_states),
         WITH_FILE(attempts_are_durable_until_the_row),
+        WITH_FILE(deaths_charge_only_who_was_alone),
         WITH_FILE(dead_letters_and_progress_share_the_transaction),
         WITH_FILE(parked_state_comes_back_and_goes_with_the_row),
         WITH_FILE(output_sum_ignores_order_and_processes),

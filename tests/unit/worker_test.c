@@ -16,6 +16,8 @@
 
 static char path[64];
 
+static int64_t ask(const char *sql);
+
 /* ---- a source in memory ---- */
 struct fake_source {
     struct source source;
@@ -103,11 +105,32 @@ static int faulty_lookup(struct sink *s, struct lookup *l, size_t n, struct err 
     struct faulty_sink *f = (struct faulty_sink *)s;
     return f->real->ops->lookup(f->real, l, n, err);
 }
+/* Everything counted before must have its row by now where a suspect is among those that come. */
+static int suspects_met, suspects_alone, group_max, group_mixed, group_unsettled;
+static void note_group(const struct key *k, size_t n, int what)
+{
+    int suspects = 0;
+    for (size_t i = 0; i < n; i++)
+        suspects += k[i].custom_id.ptr[0] == 's';
+    if (what == COUNT_BACK || suspects == 0)
+        return;
+    suspects_met += suspects;
+    suspects_alone += what == COUNT_ALONE;
+    group_max = TR_MAX(group_max, suspects);
+    group_mixed += suspects != (int)n;
+    group_unsettled += ask("SELECT count(*) FROM job_attempts WHERE process IS NOT NULL") > 0;
+}
 static int faulty_count(struct sink *s, const struct key *k, size_t n, int delta, int32_t *a,
                         struct err *err)
 {
     struct faulty_sink *f = (struct faulty_sink *)s;
+    note_group(k, n, delta);
     return f->real->ops->count_attempts(f->real, k, n, delta, a, err);
+}
+static int faulty_death(struct sink *s, struct death *d, struct err *err)
+{
+    struct faulty_sink *f = (struct faulty_sink *)s;
+    return f->real->ops->record_death(f->real, d, err);
 }
 static int faulty_commit(struct sink *s, const struct commit *c, struct commit_counts *counts,
                          struct err *err)
@@ -156,6 +179,7 @@ static int run(const struct setting *set)
     static const struct sink_ops sink_ops = {.name = "faulty",
                                              .lookup = faulty_lookup,
                                              .count_attempts = faulty_count,
+                                             .record_death = faulty_death,
                                              .commit = faulty_commit,
                                              .totals = faulty_totals};
     struct faulty_sink sink = {.sink.ops = &sink_ops,
@@ -165,6 +189,7 @@ static int run(const struct setting *set)
     struct sqlite_opts sqlite = {.path = path};
     error = (struct err){0};
     assert_int_equal(sink_sqlite_open(&sink.real, &sqlite, &error), E_OK);
+    sink.real->process = STR("here");
     source = (struct fake_source){.source = {&source_ops, "b.jsonl", "b"},
                                   .lines = set->lines,
                                   .n = set->n,
@@ -298,6 +323,53 @@ static void unknown_commit_outcome_is_sent_again(void **state)
     expect_all_done(100);
     assert_int_equal(ask("SELECT count(*) FROM results"), 100);
     assert_int_equal(ask("SELECT rows_ok FROM batches"), 100);
+}
+
+static void run_sql(const char *sql)
+{
+    sqlite3 *db;
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    if (sqlite3_exec(db, sql, NULL, NULL, NULL) != SQLITE_OK)
+        fail_msg("%s: %s", sql, sqlite3_errmsg(db));
+    sqlite3_close(db);
+}
+
+static void suspects_run_apart_and_the_convicted_not_at_all(void **state)
+{
+    (void)state;
+    enum { N = 60, SUSPECTS = 20 };
+    static char text[N][64];
+    static const char *lines[N];
+    struct setting set = {.lines = lines, .n = 0};
+    assert_int_equal(run(&set), E_OK); /* makes the file */
+    for (int i = 0; i < N; i++) {
+        const char *kind = i % 3 == 0 ? "s" : i == 40 ? "d" : "j";
+        snprintf(text[i], sizeof text[i], "{\"id\":\"%s%d\",\"prompt\":\"p%d\"}", kind, i, i);
+        lines[i] = text[i];
+        char sql[200];
+        snprintf(sql, sizeof sql,
+                 "INSERT INTO job_attempts VALUES ('main','b','%s%d',%d,'',%d,'SIGSEGV',NULL,0)",
+                 kind, i, 3 + i % 2, *kind == 'd' ? 2 : *kind == 's');
+        if (*kind != 'j')
+            run_sql(sql);
+    }
+    suspects_met = suspects_alone = group_max = group_mixed = group_unsettled = 0;
+    set.n = N;
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(N);
+    assert_int_equal(suspects_met, SUSPECTS);
+    assert_true(suspects_alone >= 1 && group_max > 1 && group_max <= SUSPECTS / 2);
+    assert_int_equal(group_mixed, 0);
+    assert_int_equal(group_unsettled, 0);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE status='ok'"), N - 1);
+    assert_int_equal(ask("SELECT count(*) FROM results JOIN dead_letters USING (custom_id) WHERE "
+                         "custom_id='d40' AND status='dead' AND error_code='crashed' AND "
+                         "reason='crashed' AND error_detail LIKE '%died 2 times%SIGSEGV%' AND "
+                         "CAST(payload AS TEXT) LIKE '%p40%' AND source_key='main/b/b:41'"),
+                     1);
+    assert_int_equal(ask("SELECT rows_dead + dead_letters FROM batches"), 2);
+    assert_int_equal(run(&set), E_OK);
+    assert_int_equal(summary.present, N);
 }
 
 static void a_dead_sink_leaves_the_rest_unacknowledged(void **state)
@@ -483,6 +555,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_FILE(every_job_gets_one_row_before_its_ack),
         WITH_FILE(unknown_commit_outcome_is_sent_again),
+        WITH_FILE(suspects_run_apart_and_the_convicted_not_at_all),
         WITH_FILE(a_dead_sink_leaves_the_rest_unacknowledged),
         WITH_FILE(twins_and_conflicts_in_flight),
         WITH_FILE(bad_lines_do_not_stop_the_rest),

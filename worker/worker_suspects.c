@@ -1,0 +1,73 @@
+/* worker_suspects: who goes to the engine next. Suspects run apart (suspects.h): a group begins
+ * when nothing else is in flight, all of it rows, and nothing joins it. They wait while others
+ * wait, so that most work is done by the time that a process dies of one; but no longer than
+ * TURN_NS, and then for as long the others wait, so that neither starves on an endless queue. */
+#include <stdio.h>
+
+#include "worker/worker_impl.h"
+
+static const int64_t TURN_NS = 60000000000;
+
+void worker_wait(struct worker *w, struct job *job)
+{
+    job->stage = STAGE_WAITING;
+    if (suspect_is(job->attempts))
+        suspects_add(&w->suspects, job);
+    else
+        waiting_push(&w->out, job);
+}
+
+bool worker_none_waits(const struct worker *w)
+{
+    return w->out.n_heap == 0 && w->suspects.n == 0;
+}
+
+static bool suspects_turn(struct worker *w)
+{
+    int64_t now = clock_mono_ns(w->opts.clock);
+    if (w->suspects.n == 0) {
+        w->turn_ns = 0;
+        w->suspects_next = false;
+    }
+    if (w->suspects.n == 0 || w->out.n_heap == 0)
+        return w->suspects.n > 0;
+    if (!w->turn_ns)
+        w->turn_ns = now;
+    if (now - w->turn_ns >= TURN_NS) {
+        w->turn_ns = now;
+        w->suspects_next = !w->suspects_next;
+    }
+    return w->suspects_next;
+}
+
+int64_t worker_room(struct worker *w)
+{
+    bool settled = w->with_engine == w->rendered && w->to_commit.n == 0 && !w->commit.busy;
+    bool turn = suspects_turn(w);
+    w->settle = (turn || w->group) && !settled;
+    if (w->settle)
+        return 0;
+    w->group = turn;
+    if (turn)
+        return suspects_group(&w->suspects, w->wave);
+    int64_t room = w->ready_cap - (int64_t)queue_length(w->ready);
+    return room < TR_MIN(w->ready_cap / 4, 64) ? 0 : room;
+}
+
+struct job *worker_next(struct worker *w)
+{
+    return w->group ? suspects_take(&w->suspects) : waiting_pop(&w->out);
+}
+
+int worker_count_kind(struct worker *w, size_t counted)
+{
+    return w->group && counted == 1 ? COUNT_ALONE : COUNT_START;
+}
+
+void worker_convict(struct job *job, const struct lookup *l, char *why, size_t cap)
+{
+    snprintf(why, cap, "its process died %d times while it was alone on the engine (%s), %d starts",
+             l->deaths, death_cause_name(l->cause), l->attempts);
+    job->err = (struct err){0};
+    err_typed(&job->err, E_JOB, "crashed", "%s", why);
+}
