@@ -1,6 +1,6 @@
 /* postgres_sink: what the files of the PostgreSQL sink share: sink_postgres.c (open, lookup,
- * attempts, parking, totals), postgres_commit.c (the transaction with the rows), postgres_bisect.c
- * (what to do when it fails). */
+ * attempts, totals), postgres_parked.c (parking, cancellations), postgres_commit.c (the transaction
+ * with the rows), postgres_bisect.c (what to do when it fails). */
 #ifndef TRANCHE_WORKER_POSTGRES_SINK_H
 #define TRANCHE_WORKER_POSTGRES_SINK_H
 
@@ -48,7 +48,6 @@ struct sink_postgres {
     struct postgres pg;
     struct sql_policy policy;
     struct postgres_arrays arrays;
-    PGresult *unparked; /* memory of the newest unpark */
     struct touched_batch touched[TOUCHED_MAX];
     size_t n_touched, newest_touched;
     struct batch_tally *tallies; /* grow to the most of one transaction */
@@ -72,6 +71,13 @@ void postgres_succeeded(struct sink_postgres *s);
  * down (E_RETRY, E_FATAL). binary: the answer's form. */
 int postgres_transact(struct sink_postgres *s, const char *what, const char *sql, bool binary,
                       PGresult **out, struct err *err);
+
+/* postgres_parked.c */
+int postgres_park(struct sink *sink, const struct parked *parked, size_t n, struct err *err);
+int postgres_unpark(struct sink *sink, const struct key *keys, size_t n, unpark_take *take,
+                    void *ctx, struct err *err);
+int postgres_cancelled(struct sink *sink, const struct key *keys, size_t n, bool *out,
+                       struct err *err);
 
 /* postgres_deaths.c */
 int postgres_record_death(struct sink *sink, struct death *death, struct err *err);

@@ -70,6 +70,7 @@ struct lookup {
     int32_t attempts;        /* out: starts counted so far */
     int32_t deaths;          /* out: of these, ended by a death of its own while alone */
     enum death_cause cause;  /* out: of the newest death on record */
+    bool parked;             /* out: sequences of it are parked; only where ABSENT */
 };
 enum { COUNT_BACK = -1, COUNT_START = 1, COUNT_ALONE = 2 }; /* count_attempts: what happens */
 
@@ -120,6 +121,9 @@ struct totals {
     uint8_t outputs_sha256[32]; /* sum of output_sha256 as 256-bit numbers: order plays no part */
 };
 
+/* Gets the parked states of keys[at], one call each; memory of the sink until it returns. */
+typedef void unpark_take(void *ctx, size_t at, const struct parked *p);
+
 struct sink;
 struct sink_ops {
     const char *name;
@@ -141,10 +145,15 @@ struct sink_ops {
      * position -1: nothing yet. Of a broker's partition the highest one counts: commit never takes
      * it back. (A file's, group "file", may go back: it can be another file.) */
     int (*progress_read)(struct sink *, struct progress *, size_t n, struct err *);
+    /* One transaction. A state of the same choice is replaced; of a job that has its row nothing is
+     * kept. */
     int (*park)(struct sink *, const struct parked *, size_t n, struct err *);
-    /* The parked state of a key's choice, memory of the sink until its next call; n = 0: none. The
-     * row stays until the result is committed. */
-    int (*unpark)(struct sink *, const struct key *, int32_t choice, struct parked *, struct err *);
+    /* Hands every parked state of these keys to `take`; after E_RETRY and another call, again. The
+     * rows stay until the result is committed, and go in its transaction. */
+    int (*unpark)(struct sink *, const struct key *, size_t n, unpark_take *take, void *ctx,
+                  struct err *);
+    /* out[i]: a cancellation names the job or its whole batch. */
+    int (*cancelled)(struct sink *, const struct key *, size_t n, bool *out, struct err *);
     int (*totals)(struct sink *, struct totals *, struct err *);
     void (*close)(struct sink *);
 };

@@ -1,4 +1,4 @@
-/* sink_postgres: see sink_postgres.h. Lookup, attempts, parking, totals; open and close. The
+/* sink_postgres: see sink_postgres.h. Lookup, attempts, totals; open and close. The
  * transaction with the rows is in postgres_commit.c. Each call is one transaction. */
 #include "worker/sink_postgres.h"
 
@@ -18,7 +18,8 @@ static const char lookup_sql[] =
     "(SELECT 1 FROM tranche.cancellations j WHERE j.run=k.run AND j.batch_id=k.batch_id AND "
     "j.custom_id IN (k.custom_id, '') LIMIT 1), "
     "(SELECT j.n::text || ' ' || j.deaths || ' ' || coalesce(j.cause, '') FROM "
-    "tranche.job_attempts j WHERE " SAME_KEY ") FROM " KEYS "ORDER BY k.i";
+    "tranche.job_attempts j WHERE " SAME_KEY "), "
+    "EXISTS (SELECT 1 FROM tranche.parked j WHERE " SAME_KEY ") FROM " KEYS "ORDER BY k.i";
 static const char count_sql[] =
     "INSERT INTO tranche.job_attempts AS j (run, batch_id, custom_id, n, last_at, process, alone) "
     "SELECT * FROM unnest($1,$2,$3,$4,$5,$6,$7) ON CONFLICT (run, batch_id, custom_id) DO UPDATE "
@@ -31,15 +32,6 @@ static const char uncount_sql[] =
     "process=CASE WHEN j.process=k.p THEN NULL ELSE j.process END FROM "
     "unnest($1,$2,$3,$4,$5,$6,$7) AS k(run, batch_id, custom_id, d, t, p, a) WHERE " SAME_KEY
     " RETURNING j.run, j.batch_id, j.custom_id, j.n";
-static const char park_sql[] =
-    "INSERT INTO tranche.parked (run, batch_id, custom_id, choice, n, state, config_revision, "
-    "worker, parked_at) SELECT * FROM unnest($1,$2,$3,$4,$5,$6,$7,$8,$9) "
-    "ON CONFLICT (run, batch_id, custom_id, choice) DO UPDATE SET n=EXCLUDED.n, "
-    "state=EXCLUDED.state, config_revision=EXCLUDED.config_revision, worker=EXCLUDED.worker, "
-    "parked_at=EXCLUDED.parked_at";
-static const char unpark_sql[] =
-    "SELECT j.n, j.state, j.config_revision, j.worker FROM tranche.parked j, unnest($1,$2,$3,$4) "
-    "AS k(run, batch_id, custom_id, choice) WHERE " SAME_KEY " AND j.choice=k.choice";
 static const char totals_sql[] =
     "SELECT j.rows_ok, j.rows_failed, j.rows_invalid, j.rows_expired, j.rows_cancelled, "
     "j.rows_dead, j.dead_letters, j.outputs_sha256 FROM tranche.batches j, unnest($1,$2) AS "
@@ -188,6 +180,7 @@ static int postgres_lookup(struct sink *sink, struct lookup *lookups, size_t n, 
         sha256_hex(l->sha256, hex);
         l->attempts = l->deaths = 0;
         l->cause = DEATH_NONE;
+        l->parked = false;
         if (there.ptr) {
             l->state = str_eq(there, str_of(hex)) ? LOOKUP_SAME : LOOKUP_CONFLICT;
             continue;
@@ -195,6 +188,7 @@ static int postgres_lookup(struct sink *sink, struct lookup *lookups, size_t n, 
         l->state = PQgetisnull(back, i, 1) ? LOOKUP_ABSENT : LOOKUP_CANCELLED;
         if (l->state == LOOKUP_ABSENT && !PQgetisnull(back, i, 2))
             read_attempts(l, postgres_cell(back, i, 2));
+        l->parked = l->state == LOOKUP_ABSENT && str_eq(postgres_cell(back, i, 3), STR("t"));
     }
     PQclear(back);
     return E_OK;
@@ -262,51 +256,7 @@ static int postgres_count_attempts(struct sink *sink, const struct key *keys, si
     return rc;
 }
 
-/* ---- parking, totals ---- */
-
-static int postgres_park(struct sink *sink, const struct parked *parked, size_t n, struct err *err)
-{
-    struct sink_postgres *s = (struct sink_postgres *)sink;
-    PGresult *back = NULL;
-    if (n == 0)
-        return E_OK;
-    arrays_begin(&s->arrays, "tttiibttw");
-    for (size_t i = 0; i < n; i++) {
-        put_key(&s->arrays, &parked[i].key);
-        arrays_int(&s->arrays, parked[i].choice);
-        arrays_int(&s->arrays, parked[i].n);
-        arrays_str(&s->arrays, parked[i].state);
-        arrays_str(&s->arrays, parked[i].config_revision);
-        arrays_str(&s->arrays, parked[i].worker);
-        arrays_time(&s->arrays, parked[i].parked_ns);
-    }
-    int rc = postgres_transact(s, "park", park_sql, false, &back, err);
-    PQclear(back);
-    return rc;
-}
-
-static int postgres_unpark(struct sink *sink, const struct key *key, int32_t choice,
-                           struct parked *out, struct err *err)
-{
-    struct sink_postgres *s = (struct sink_postgres *)sink;
-    PQclear(s->unparked);
-    s->unparked = NULL;
-    *out = (struct parked){.key = *key, .choice = choice};
-    arrays_begin(&s->arrays, "ttti");
-    put_key(&s->arrays, key);
-    arrays_int(&s->arrays, choice);
-    int rc = postgres_transact(s, "unpark", unpark_sql, true, &s->unparked, err);
-    if (rc < 0 || PQntuples(s->unparked) == 0)
-        return rc;
-    struct str n = postgres_cell(s->unparked, 0, 0);
-    CHECK(n.len == 4);
-    for (int i = 0; i < 4; i++)
-        out->n = (int32_t)((uint32_t)out->n << 8 | (uint8_t)n.ptr[i]);
-    out->state = postgres_cell(s->unparked, 0, 1);
-    out->config_revision = postgres_cell(s->unparked, 0, 2);
-    out->worker = postgres_cell(s->unparked, 0, 3);
-    return E_OK;
-}
+/* ---- totals ---- */
 
 static int postgres_totals(struct sink *sink, struct totals *out, struct err *err)
 {
@@ -336,7 +286,6 @@ static int postgres_totals(struct sink *sink, struct totals *out, struct err *er
 static void postgres_sink_close(struct sink *sink)
 {
     struct sink_postgres *s = (struct sink_postgres *)sink;
-    PQclear(s->unparked);
     postgres_close(&s->pg);
     arrays_close(&s->arrays);
     for (size_t i = 0; i < s->n_touched; i++) {
@@ -437,6 +386,7 @@ int sink_postgres_open(struct sink **out, const struct postgres_opts *opts, stru
         .progress_read = postgres_progress_read,
         .park = postgres_park,
         .unpark = postgres_unpark,
+        .cancelled = postgres_cancelled,
         .totals = postgres_totals,
         .close = postgres_sink_close,
     };

@@ -161,6 +161,7 @@ static int lookup_one(struct sink_sqlite *s, struct lookup *l, bool cancelled, b
     l->state = LOOKUP_ABSENT;
     l->attempts = l->deaths = 0;
     l->cause = DEATH_NONE;
+    l->parked = false;
     if (rc == SQLITE_ROW) {
         sha256_hex(l->sha256, hex);
         const char *there = (const char *)sqlite3_column_text(st, 0);
@@ -180,6 +181,10 @@ static int lookup_one(struct sink_sqlite *s, struct lookup *l, bool cancelled, b
     }
     if (attempts && l->state == LOOKUP_ABSENT)
         rc = lookup_attempts(s, l, err);
+    if (rc >= 0 && s->any_parked && l->state == LOOKUP_ABSENT) {
+        rc = sink_sqlite_finish(s, with_key(s, S_PARKED, &l->key), NULL, err);
+        l->parked = rc > 0;
+    }
     return rc < 0 ? rc : E_OK;
 }
 
@@ -191,6 +196,8 @@ static int sqlite_lookup(struct sink *sink, struct lookup *lookups, size_t n, st
         return rc;
     int cancelled = rc = simple(s, S_ANY_CANCELLED, err);
     int attempts = rc < 0 ? rc : (rc = simple(s, S_ANY_ATTEMPTS, err));
+    if (rc >= 0)
+        s->any_parked = (rc = simple(s, S_ANY_PARKED, err)) > 0;
     for (size_t i = 0; rc >= 0 && i < n; i++)
         rc = lookup_one(s, &lookups[i], cancelled > 0, attempts > 0, err);
     return sink_sqlite_end(s, rc, err);
@@ -391,6 +398,8 @@ static int sqlite_commit(struct sink *sink, const struct commit *c, struct commi
     *counts = (struct commit_counts){0};
     s->tally = (struct tally){0};
     int rc = simple(s, S_BEGIN, err);
+    if (rc >= 0)
+        s->any_parked = (rc = simple(s, S_ANY_PARKED, err)) > 0;
     for (size_t i = 0; rc >= 0 && i < c->n_results; i++)
         rc = put_result(s, c->results[i], c->now_ns, counts, err);
     for (size_t i = 0; rc >= 0 && i < c->n_dead_letters; i++)
@@ -404,46 +413,7 @@ static int sqlite_commit(struct sink *sink, const struct commit *c, struct commi
     return sink_sqlite_end(s, rc, err);
 }
 
-/* ---- parking, totals ---- */
-
-static int sqlite_park(struct sink *sink, const struct parked *parked, size_t n, struct err *err)
-{
-    struct sink_sqlite *s = (struct sink_sqlite *)sink;
-    int rc = simple(s, S_BEGIN, err);
-    for (size_t i = 0; rc >= 0 && i < n; i++) {
-        sqlite3_stmt *st = with_key(s, S_PARK, &parked[i].key);
-        sqlite3_bind_int(st, 4, parked[i].choice);
-        sqlite3_bind_int(st, 5, parked[i].n);
-        sqlite3_bind_blob(st, 6, parked[i].state.ptr, (int)parked[i].state.len, SQLITE_STATIC);
-        bind_str(st, 7, parked[i].config_revision);
-        bind_str(st, 8, parked[i].worker);
-        bind_time(st, 9, parked[i].parked_ns);
-        rc = sink_sqlite_finish(s, st, NULL, err);
-    }
-    s->any_parked = s->any_parked || n > 0;
-    return sink_sqlite_end(s, rc, err);
-}
-
-static int sqlite_unpark(struct sink *sink, const struct key *key, int32_t choice,
-                         struct parked *out, struct err *err)
-{
-    struct sink_sqlite *s = (struct sink_sqlite *)sink;
-    sqlite3_stmt *st = with_key(s, S_UNPARK, key);
-    sqlite3_bind_int(st, 4, choice);
-    *out = (struct parked){.key = *key, .choice = choice};
-    int rc = sqlite3_step(st);
-    if (rc == SQLITE_ROW) { /* not reset: the bytes stay valid until the next call */
-        out->n = sqlite3_column_int(st, 0);
-        out->state.ptr = sqlite3_column_blob(st, 1);
-        out->state.len = (size_t)sqlite3_column_bytes(st, 1);
-        out->config_revision = str_of((const char *)sqlite3_column_text(st, 2));
-        out->worker = str_of((const char *)sqlite3_column_text(st, 3));
-        return E_OK;
-    }
-    rc = rc == SQLITE_DONE ? E_OK : sink_sqlite_error(s, "unpark", err);
-    sqlite3_reset(st);
-    return rc;
-}
+/* ---- totals ---- */
 
 static int sqlite_totals(struct sink *sink, struct totals *out, struct err *err)
 {
@@ -470,7 +440,8 @@ const struct sink_ops sink_sqlite_ops = {.name = "sqlite",
                                          .record_death = sink_sqlite_record_death,
                                          .commit = sqlite_commit,
                                          .progress_read = sink_sqlite_progress_read,
-                                         .park = sqlite_park,
-                                         .unpark = sqlite_unpark,
+                                         .park = sink_sqlite_park,
+                                         .unpark = sink_sqlite_unpark,
+                                         .cancelled = sink_sqlite_cancelled,
                                          .totals = sqlite_totals,
                                          .close = sink_sqlite_close};

@@ -27,6 +27,8 @@ enum statement {
     S_TOUCH,
     S_BATCH_READ,
     S_BATCH_WRITE,
+    S_ANY_PARKED,
+    S_PARKED,
     S_PARK,
     S_UNPARK,
     S_FORGET_PARKED,
@@ -49,7 +51,7 @@ struct sink_sqlite {
     struct str touched_run, touched_batch; /* newest in temp.touched; own copies */
     char touched[2][520];
     struct tally tally;
-    bool any_parked;
+    bool any_parked; /* in this transaction's snapshot */
 };
 
 extern const struct sink_ops sink_sqlite_ops;
@@ -65,6 +67,12 @@ void sink_sqlite_close(struct sink *sink);
 /* sink_sqlite_deaths.c */
 int sink_sqlite_record_death(struct sink *sink, struct death *death, struct err *err);
 
+/* sink_sqlite_parked.c */
+int sink_sqlite_park(struct sink *sink, const struct parked *parked, size_t n, struct err *err);
+int sink_sqlite_unpark(struct sink *sink, const struct key *keys, size_t n, unpark_take *take,
+                       void *ctx, struct err *err);
+int sink_sqlite_cancelled(struct sink *sink, const struct key *keys, size_t n, bool *out,
+                          struct err *err);
 /* sink_sqlite_progress.c */
 int sink_sqlite_put_progress(struct sink_sqlite *s, const struct progress *p, int64_t now_ns,
                              struct err *err);

@@ -49,9 +49,12 @@ static const char *const sql[STATEMENTS] = {
         "rows_ok=rows_ok+?5, rows_failed=rows_failed+?6, rows_invalid=rows_invalid+?7, "
         "rows_expired=rows_expired+?8, rows_cancelled=rows_cancelled+?9, rows_dead=rows_dead+?10, "
         "dead_letters=dead_letters+?11, outputs_sha256=?12, updated_at=?13",
-    [S_PARK] = "INSERT INTO parked VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9) ON CONFLICT DO UPDATE SET "
-               "n=?5, state=?6, config_revision=?7, worker=?8, parked_at=?9",
-    [S_UNPARK] = "SELECT n, state, config_revision, worker FROM parked WHERE " KEY " AND choice=?4",
+    [S_ANY_PARKED] = "SELECT 1 FROM parked LIMIT 1",
+    [S_PARKED] = "SELECT 1 FROM parked WHERE " KEY " LIMIT 1",
+    [S_PARK] = "INSERT INTO parked SELECT ?1,?2,?3,?4,?5,?6,?7,?8,?9 WHERE NOT EXISTS (SELECT 1 "
+               "FROM results WHERE " KEY ") ON CONFLICT DO UPDATE SET n=?5, state=?6, "
+               "config_revision=?7, worker=?8, parked_at=?9",
+    [S_UNPARK] = "SELECT choice, n, state, config_revision, worker FROM parked WHERE " KEY,
     [S_FORGET_PARKED] = "DELETE FROM parked WHERE " KEY,
     [S_TOTALS] = "SELECT b.rows_ok, b.rows_failed, b.rows_invalid, b.rows_expired, "
                  "b.rows_cancelled, b.rows_dead, b.dead_letters, b.outputs_sha256 "
@@ -126,10 +129,6 @@ static int prepare_all(struct sink_sqlite *s, struct err *err)
         if (sqlite3_prepare_v3(s->db, sql[i], -1, SQLITE_PREPARE_PERSISTENT, &s->statements[i],
                                NULL) != SQLITE_OK)
             rc = sink_sqlite_error(s, sql[i], err);
-    int64_t parked = 0;
-    if (rc >= 0)
-        rc = query_int(s, "SELECT count(*) FROM (SELECT 1 FROM parked LIMIT 1)", &parked, err);
-    s->any_parked = parked > 0;
     return rc;
 }
 

@@ -272,6 +272,44 @@ static void dead_letters_are_there_once(void **state)
     sink_close(s);
 }
 
+struct seen {
+    struct str want; /* of choice 1 */
+    size_t calls;
+    int32_t n[2]; /* by choice */
+};
+static void see(void *ctx, size_t at, const struct parked *p)
+{
+    struct seen *seen = ctx;
+    seen->calls++;
+    assert_int_equal(at, 1);
+    assert_true(p->choice == 0 || p->choice == 1);
+    seen->n[p->choice] = p->n;
+    if (p->choice == 1) {
+        assert_int_equal(p->state.len, seen->want.len);
+        assert_memory_equal(p->state.ptr, seen->want.ptr, seen->want.len);
+        assert_true(str_eq(p->worker, STR("w")) && !p->config_revision.ptr);
+    }
+}
+
+static void cancellations_name_jobs_and_batches(void **state)
+{
+    (void)state;
+    struct sink *s = fresh();
+    struct err err = {0};
+    bool out[3] = {true, true, true};
+    struct key keys[3] = {{STR("main"), STR("b"), STR("a")},
+                          {STR("main"), STR("b"), STR("z")},
+                          {STR("main"), STR("c"), STR("a")}};
+    assert_int_equal(s->ops->cancelled(s, keys, 3, out, &err), E_OK);
+    assert_false(out[0] || out[1] || out[2]);
+    run_sql("INSERT INTO tranche.cancellations (run, batch_id, custom_id) VALUES "
+            "('main','b','z'), ('main','c','')");
+    assert_int_equal(s->ops->cancelled(s, keys, 3, out, &err), E_OK);
+    assert_true(!out[0] && out[1] && out[2]);
+    run_sql("TRUNCATE tranche.cancellations");
+    sink_close(s);
+}
+
 static void parked_states_come_back_whole(void **state)
 {
     (void)state;
@@ -291,18 +329,21 @@ static void parked_states_come_back_whole(void **state)
     assert_int_equal(s->ops->park(s, p, 2, &err), E_OK);
     p[1].n = 2;
     assert_int_equal(s->ops->park(s, &p[1], 1, &err), E_OK);
-    struct parked back;
-    assert_int_equal(s->ops->unpark(s, &key, 1, &back, &err), E_OK);
-    assert_int_equal(back.n, 70000);
-    assert_int_equal(back.state.len, 300);
-    assert_memory_equal(back.state.ptr, bytes, 300);
-    assert_true(str_eq(back.worker, STR("w")) && !back.config_revision.ptr);
-    assert_int_equal(s->ops->unpark(s, &key, 0, &back, &err), E_OK);
-    assert_int_equal(back.n, 2);
-    assert_int_equal(s->ops->unpark(s, &key, 5, &back, &err), E_OK);
-    assert_int_equal(back.n, 0);
+    uint8_t sha[32] = {0};
+    struct key keys[2] = {{STR("main"), STR("b"), STR("z")}, key};
+    struct lookup l[2] = {{.key = keys[0], .sha256 = sha}, {.key = keys[1], .sha256 = sha}};
+    assert_int_equal(s->ops->lookup(s, l, 2, &err), E_OK);
+    assert_true(!l[0].parked && l[1].parked);
+    struct seen seen = {.want = {bytes, 300}};
+    assert_int_equal(s->ops->unpark(s, keys, 2, see, &seen, &err), E_OK);
+    assert_int_equal(seen.calls, 2);
+    assert_int_equal(seen.n[0], 2);
+    assert_int_equal(seen.n[1], 70000);
     struct result row = make_result("a", STR("x"), RESULT_OK);
     commit_all(s, &row, 1, NULL, 0);
+    assert_int_equal(ask("SELECT count(*) FROM tranche.parked"), 0);
+    /* A peer was faster: nothing is left behind. */
+    assert_int_equal(s->ops->park(s, p, 2, &err), E_OK);
     assert_int_equal(ask("SELECT count(*) FROM tranche.parked"), 0);
     sink_close(s);
 }
@@ -356,6 +397,7 @@ int main(void)
         cmocka_unit_test(deaths_charge_only_who_was_alone),
         cmocka_unit_test(bytes_that_are_no_text),
         cmocka_unit_test(dead_letters_are_there_once),
+        cmocka_unit_test(cancellations_name_jobs_and_batches),
         cmocka_unit_test(parked_states_come_back_whole),
         cmocka_unit_test(progress_never_goes_back),
         cmocka_unit_test(large_rows_go_in_pieces),

@@ -205,23 +205,74 @@ static void dead_letters_and_progress_share_the_transaction(void **state)
     sink_close(s);
 }
 
+struct seen {
+    size_t calls, at[4];
+    int32_t n[4]; /* by choice */
+    char bytes[4][8];
+};
+static void see(void *ctx, size_t at, const struct parked *p)
+{
+    struct seen *seen = ctx;
+    assert_true(p->choice < 4 && p->state.len < 8);
+    seen->calls++;
+    seen->at[p->choice] = at;
+    seen->n[p->choice] = p->n;
+    memcpy(seen->bytes[p->choice], p->state.ptr, p->state.len);
+}
+
 static void parked_state_comes_back_and_goes_with_the_row(void **state)
 {
     (void)state;
     struct sink *s = open_sink();
     struct err err = {0};
     struct key key = {STR("main"), STR("b"), STR("a")};
-    struct parked p = {.key = key, .choice = 1, .n = 3, .state = {"\1\0\2", 3}, .parked_ns = 1},
-                  got;
-    assert_int_equal(s->ops->park(s, &p, 1, &err), E_OK);
-    assert_int_equal(s->ops->unpark(s, &key, 1, &got, &err), E_OK);
-    assert_int_equal(got.n, 3);
-    assert_memory_equal(got.state.ptr, "\1\0\2", 3);
-    assert_int_equal(s->ops->unpark(s, &key, 0, &got, &err), E_OK);
-    assert_int_equal(got.n, 0);
+    uint8_t sha[32] = {0};
+    struct lookup l[2] = {{.key = key, .sha256 = sha},
+                          {.key = {STR("main"), STR("b"), STR("z")}, .sha256 = sha}};
+    struct parked p[2] = {{.key = key, .choice = 1, .n = 3, .state = {"\1\0\2", 3}, .parked_ns = 1},
+                          {.key = key, .choice = 0, .n = 9, .state = {"x", 1}, .parked_ns = 1}};
+    assert_int_equal(s->ops->lookup(s, l, 2, &err), E_OK);
+    assert_false(l[0].parked);
+    /* By another connection: this one must notice. */
+    struct sink *other = open_sink();
+    assert_int_equal(other->ops->park(other, p, 2, &err), E_OK);
+    p[1].n = 4;
+    assert_int_equal(other->ops->park(other, &p[1], 1, &err), E_OK);
+    sink_close(other);
+    assert_int_equal(s->ops->lookup(s, l, 2, &err), E_OK);
+    assert_true(l[0].parked && !l[1].parked);
+    struct key keys[2] = {l[1].key, key};
+    struct seen seen = {0};
+    assert_int_equal(s->ops->unpark(s, keys, 2, see, &seen, &err), E_OK);
+    assert_int_equal(seen.calls, 2);
+    assert_int_equal(seen.at[1], 1);
+    assert_int_equal(seen.n[0], 4);
+    assert_int_equal(seen.n[1], 3);
+    assert_memory_equal(seen.bytes[1], "\1\0\2", 3);
     struct result row = make_result("a", "one", RESULT_OK);
     commit_rows(s, &row, 1);
     assert_int_equal(ask("SELECT count(*) FROM parked"), 0);
+    /* A peer was faster: nothing is left behind. */
+    assert_int_equal(s->ops->park(s, p, 2, &err), E_OK);
+    assert_int_equal(ask("SELECT count(*) FROM parked"), 0);
+    sink_close(s);
+}
+
+static void cancellations_name_jobs_and_batches(void **state)
+{
+    (void)state;
+    struct sink *s = open_sink();
+    struct err err = {0};
+    bool out[3] = {true, true, true};
+    struct key keys[3] = {{STR("main"), STR("b"), STR("a")},
+                          {STR("main"), STR("b"), STR("z")},
+                          {STR("main"), STR("c"), STR("a")}};
+    assert_int_equal(s->ops->cancelled(s, keys, 3, out, &err), E_OK);
+    assert_false(out[0] || out[1] || out[2]);
+    run_sql("INSERT INTO cancellations (run, batch_id, custom_id) VALUES ('main','b','z'), "
+            "('main','c','')");
+    assert_int_equal(s->ops->cancelled(s, keys, 3, out, &err), E_OK);
+    assert_true(!out[0] && out[1] && out[2]);
     sink_close(s);
 }
 
@@ -331,6 +382,7 @@ int main(void)
         WITH_FILE(deaths_charge_only_who_was_alone),
         WITH_FILE(dead_letters_and_progress_share_the_transaction),
         WITH_FILE(parked_state_comes_back_and_goes_with_the_row),
+        WITH_FILE(cancellations_name_jobs_and_batches),
         WITH_FILE(output_sum_ignores_order_and_processes),
         WITH_FILE(a_failed_commit_leaves_nothing),
         WITH_FILE(a_locked_database_is_a_retry),
