@@ -100,7 +100,8 @@ const struct option option_table[] = {
     {"allow-insecure", RUN | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_FLAG, "false", 0, 0, NULL,
      NULL, "Queue", "let jobs and rows travel unverified or in plain text to another machine"},
     {"partition", WORKER, OPTION_INT, "-1", -1, 255, NULL, "N", "Queue",
-     "read only this partition, up to the end that it has now; -1: what the group assigns"},
+     "read only this partition (Kafka), up to the end that it has at start, and leave with 0; -1: "
+     "what the group assigns"},
     {"idle-exit", WORKER, OPTION_DURATION, "0s", 0, 86400, NULL, "TIME", "Queue",
      "leave with 0 once nothing was left to do for this long; 0s: never"},
     {"partitions", INIT, OPTION_INT, "12", 1, 256, NULL, "N", "Queue",

@@ -97,9 +97,12 @@ int redis_stream_open(struct redis_stream *s, const struct source_url *url,
     *s = (struct redis_stream){0};
     redis_settings_init(&s->settings);
     s->settings.allow_insecure = opts->allow_insecure;
-    if (opts->partition > 0)
-        return err_set(err, E_USAGE, "--partition: a Redis stream has only partition 0, found %d",
-                       opts->partition);
+    if (opts->partition >= 0)
+        return err_set(
+            err, E_USAGE,
+            "--partition: want none, because a Redis stream has no partitions, found %d; "
+            "--idle-exit ends a worker too",
+            opts->partition);
     int rc = redis_settings_url(&s->settings, url->scheme, url->hosts, err);
     if (rc == E_OK && opts->broker_config)
         rc = read_config(&s->settings, opts->broker_config, err);

@@ -8,12 +8,13 @@ static const int64_t STARVED_NS = 500000000, COMMIT_NS = 1000000000, ASK_NS = 10
 
 /* ---- messages that are news ---- */
 
-/* The log's end: whatever follows the last message is transaction markers. */
+/* The log's end: whatever follows the last message is transaction markers. One partition alone is
+ * read to an end of its own: what stands behind that was never handed out. */
 static void at_end(struct source_kafka *k, const rd_kafka_message_t *m)
 {
     struct kafka_partition *p = &k->partitions[m->partition];
     if (p->owned && p->started) {
-        kafka_watermark_end(&p->watermark, m->offset);
+        kafka_watermark_end(&p->watermark, k->until >= 0 ? TR_MIN(m->offset, k->until) : m->offset);
         p->ended = true;
     }
 }
@@ -105,17 +106,32 @@ static rd_kafka_message_t *next_message(struct source_kafka *k, int64_t timeout_
     }
 }
 
+/* The one partition is through to the end that it had at open, and the broker has it on record. A
+ * log that is shorter than what was read of it will never come to that end: E_FATAL. */
+static bool one_done(struct source_kafka *k, struct err *err)
+{
+    struct err away = {0};
+    const struct kafka_partition *p = &k->partitions[k->opts.partition];
+    if (p->refused) {
+        err_typed(&k->failed, E_FATAL, "kafka",
+                  "%s: partition %d: the log ends at %lld, before the stored position; `tranche "
+                  "seek` moves that",
+                  k->source.label, k->opts.partition, (long long)p->end);
+        err_typed(err, k->failed.code, k->failed.type, "%s", k->failed.msg);
+        return false;
+    }
+    return p->started && p->watermark.position >= k->until && kafka_commit(k, true, &away) == E_OK;
+}
+
 /* Nothing came and nothing is in hand: whether this is the end. */
-static bool all_done(struct source_kafka *k)
+static bool all_done(struct source_kafka *k, struct err *err)
 {
     int64_t now = clock_mono_ns(k->clock);
-    struct err err = {0};
+    struct err away = {0};
     if (k->open > 0 || k->assigning || k->revoking)
         return false;
-    if (k->until >= 0) {
-        const struct kafka_partition *p = &k->partitions[k->opts.partition];
-        return p->started && p->watermark.position >= k->until;
-    }
+    if (k->until >= 0)
+        return one_done(k, err);
     /* The questions below wait behind a fetch, so they are not asked while messages may come. */
     for (int32_t i = 0; i < k->n_partitions; i++)
         if (k->partitions[i].owned && !k->partitions[i].ended)
@@ -124,7 +140,7 @@ static bool all_done(struct source_kafka *k)
         now - k->asked_ns < ASK_NS)
         return false;
     k->asked_ns = now;
-    return kafka_commit(k, true, &err) == E_OK &&
+    return kafka_commit(k, true, &away) == E_OK &&
            kafka_client_lag(k->rk, k->topic, k->n_partitions) == 0;
 }
 
@@ -180,9 +196,9 @@ static int kafka_claim(struct source *source, const struct source_budget *budget
         k->idle_ns = clock_mono_ns(k->clock);
     mind_windows(k);
     if (n == 0 && rc >= 0)
-        *drained = all_done(k);
+        *drained = all_done(k, err);
     k->claimed_ns = clock_mono_ns(k->clock);
-    return n ? n : TR_MIN(rc, 0);
+    return n ? n : TR_MIN(TR_MIN(rc, 0), k->failed.code);
 }
 
 /* ---- the rest of the interface ---- */

@@ -11,7 +11,11 @@ enum { URL_SHOWN = 120 };
 static int open_file(struct source **out, const struct source_url *url,
                      const struct source_opts *opts, const struct clock *clock, struct err *err)
 {
-    (void)opts;
+    if (opts->partition >= 0)
+        return err_set(err, E_USAGE,
+                       "--partition: want none, because a file has no partitions, "
+                       "found %d",
+                       opts->partition);
     return source_file_open(out, url->name.ptr, clock, err); /* the text's end is the name's */
 }
 

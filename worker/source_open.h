@@ -21,8 +21,8 @@ struct source_opts {
     const char *client;        /* how the broker's log names this process */
     const char *broker_config; /* file of the client library's properties, secrets as files; NULL */
     bool allow_insecure;       /* plain text to a host that is not this machine */
-    int32_t partition;         /* only this one, up to its end at open; < 0: what the group gives */
-    int64_t idle_exit_ns;      /* drained once nothing was left for so long; 0: never */
+    int32_t partition; /* only this one (Kafka), up to its end at open; < 0: what the group gives */
+    int64_t idle_exit_ns;       /* drained once nothing was left for so long; 0: never */
     int64_t connect_timeout_ns; /* how long open waits for the broker before E_RETRY */
 };
 /* E_USAGE: the URL or the options; E_RETRY: no broker within connect_timeout_ns; E_FATAL. */

@@ -1,6 +1,7 @@
 """The operator's commands on real servers: status, and what they do to queues and databases."""
 import json
 import os
+import re
 import sqlite3
 import subprocess
 
@@ -96,20 +97,20 @@ class PostgresDesk(Desk):
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def desk(request, binary, tmp_path):
-    name = "op_" + request.node.name.split("[")[0].replace("test_", "")[:40]
+    name = re.sub(r"\W+", "_", request.node.name)[-60:].strip("_")
     if request.param == "sqlite":
         return SqliteDesk(binary, tmp_path, name)
     return PostgresDesk(request.getfixturevalue("postgres"), binary, tmp_path, name)
 
 
 def on_redis(desk, redis):
-    desk.queue = redis.url(desk.name + type(desk).__name__)
+    desk.queue = redis.url(desk.name)
     desk.call("init", "--source", desk.queue)
     return desk
 
 
 def on_kafka(desk, broker, partitions=3):
-    desk.queue = f"kafka://{broker.address}/{desk.name}-{type(desk).__name__}"
+    desk.queue = f"kafka://{broker.address}/{desk.name}"
     desk.call("init", "--source", desk.queue, "--partitions", partitions)
     return desk
 
@@ -184,3 +185,98 @@ def test_status_refuses_by_name(desk, redis, tmp_path):
     assert "no such stream, or no group" in desk.err
     desk.call("status", "--db", "postgres://nobody@127.0.0.1:1/x", "--connect-timeout", "0s",
               code=69)
+
+
+# ---- worker as a Job: --partition, --idle-exit, --run ----
+
+def start(desk, *options):
+    return subprocess.Popen([desk.binary, "worker", "--engine", "sim", "--source", desk.queue,
+                             "--db", getattr(desk, "pod", desk.db), "--flush-interval", "100ms",
+                             "--progress", "off", *map(str, options)], cwd=desk.folder,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def lag(desk, *options):
+    source = desk.json("status", "--db", desk.db, "--source", desk.queue, *options)["source"]
+    return source["lag"] + source["pending"]
+
+
+def rows(desk, where="true"):
+    return desk.ask(f"SELECT count(*) FROM results WHERE {where}")[0][0]
+
+
+def wait(condition, timeout_s=60):
+    redis_server.wait_until(condition, timeout_s, 0.1)
+
+
+def test_a_partition_ends_where_it_ended_at_the_start(desk, broker):
+    """An Indexed Job: a pod a partition, side by side in one group; what comes later is left."""
+    on_kafka(desk, broker)
+    desk.submit(jobs(300), "b")
+    workers = [start(desk, "--partition", p, "--sim-step", "10ms", "--slots", "8")
+               for p in range(3)]
+    wait(lambda: rows(desk) > 3)
+    assert [w.poll() for w in workers] == [None] * 3
+    desk.submit(jobs(90, first=300), "b")
+    assert [w.wait(60) for w in workers] == [0, 0, 0]
+    assert rows(desk) == 300 and lag(desk) == 90
+    assert [w.wait(60) for w in [start(desk, "--partition", p) for p in range(3)]] == [0, 0, 0]
+    assert rows(desk) == 390 and lag(desk) == 0
+    assert [w.wait(60) for w in [start(desk, "--partition", 2)]] == [0], "nothing to do is 0 too"
+
+
+def test_a_partition_that_cannot_be_read_is_no_success(desk, broker):
+    on_kafka(desk, broker)
+    desk.submit(jobs(30), "b")
+    desk.ask("INSERT INTO partition_progress VALUES ('main', 'tranche', "
+             f"'kafka:{desk.name}', 1, 1000, 0, '2026-01-31T12:00:00.000Z')")
+    desk.work("--partition", "1", code=70)
+    assert "before the stored position; `tranche seek` moves that" in desk.err
+    desk.work("--partition", "3", code=64)
+    assert "want 0 to 2" in desk.err
+
+
+def test_only_kafka_has_partitions(desk, redis):
+    on_redis(desk, redis)
+    desk.work("--partition", "0", code=64)
+    assert "a Redis stream has no partitions" in desk.err
+    desk.queue = "file:///dev/null"
+    desk.work("--partition", "0", code=64)
+    assert "a file has no partitions" in desk.err
+
+
+def test_idle_waits_for_what_another_worker_has(desk, redis):
+    on_redis(desk, redis)
+    desk.submit(jobs(20), "b")
+    client, stream = redis.client(), desk.queue.rsplit("/", 1)[1]
+    [[_, [(entry, _)]]] = client.xreadgroup("tranche", "another", {stream: ">"}, count=1)
+    worker = start(desk, "--idle-exit", "200ms")
+    wait(lambda: rows(desk) == 19)
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(3)
+    client.xack(stream, "tranche", entry)
+    assert worker.wait(60) == 0 and lag(desk) == 0
+
+
+def test_the_first_to_leave_a_topic_leaves_nothing(desk, broker):
+    on_kafka(desk, broker)
+    desk.submit(jobs(60), "b")
+    workers = [start(desk, "--idle-exit", "200ms", "--sim-step", s, "--slots", "4")
+               for s in ("1ms", "30ms")]
+    wait(lambda: any(w.poll() is not None for w in workers))
+    assert lag(desk) == 0
+    assert [w.wait(60) for w in workers] == [0, 0] and rows(desk) == 60
+
+
+@pytest.mark.parametrize("on", ["redis", "kafka"])
+def test_two_runs_side_by_side(desk, on, request):
+    server = request.getfixturevalue("redis" if on == "redis" else "broker")
+    (on_redis if on == "redis" else on_kafka)(desk, server)
+    desk.call("init", "--source", desk.queue, "--group", "blue")
+    desk.submit(jobs(50), "b")
+    desk.work()
+    desk.work("--run", "blue", "--group", "blue")
+    assert rows(desk, "run='main'") == rows(desk, "run='blue'") == 50
+    assert lag(desk, "--group", "blue") == lag(desk) == 0
+    counts = {b["run"]: b["ok"] for b in desk.json("status", "--db", desk.db, "b")["batches"]}
+    assert counts == {"main": 50, "blue": 50}
