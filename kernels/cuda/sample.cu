@@ -2,154 +2,49 @@
  * draw, in vLLM's order; the token stays on the device for the next step's embedding. fp32 logits
  * [rows, stride].
  *
- * Weights p = exp((l - greatest) / T). Cuts hang on integer sums of weights: their addition is
- * associative, so the order in which threads arrive cannot change a bit. A cut is found by a
- * histogram over distance from the greatest logit; the bin it falls into is sorted (ties to the
- * lower id) and cut exactly. The draw: the largest p / q, q ~ Exp(1) from 32 bits of Philox4x32-10
- * (Salmon et al. 2011), counter (block, n_output, choice, 0), key rng_key; id 64 g + 16 w + i takes
- * word w of block 16 g + i: the CPU's rule (kernels/cpu/sample.c).
+ * Weights p = exp((l - greatest) / T). The draw is the largest p / q over what the cuts keep, with
+ * q by id from a counter (sample_draw.cuh). What top_p keeps is a prefix of the falling order, so
+ * whether it keeps one id is a question about the weight ahead of that id alone. So nothing is
+ * sorted: the first pass draws from the whole row; a winner with less than top_p of the weight
+ * ahead of it is the answer, as the largest of a set that lies in a subset is the subset's largest.
+ * Otherwise (5 times in 100 at top_p 0.95) all that stands behind the winner is outside, and the
+ * next draw is among what stands ahead of it. Each turn halves, on average, what is outside. min_p
+ * is a bound on the value, top_k by selection (sample_cut.cuh), both before the draw.
  *
- * Ladder, 1,408 rows, H200, T 0.6 top_p 0.95 on flat logits:
- *   1. radix selection on the logits' bits, six passes and crowded bins: 5,993 us
- *   2. one histogram over distance, the crowded bin sorted in shared memory: 3,101 us (greedy 775
- * us)
- *   3. 64 bytes a thread in flight, two shared atomics a value instead of four: 1,723 us (greedy
- * 207 us)
- *   4. one shared atomic a value, masses relative to the bin's own weight: 1,677 us, so not the
- * atomics
- *   5. no conversions, no exponential in the histogram, two CTAs a multiprocessor: 2,096 us
- *   6. this version: 32 bytes a thread in flight, three CTAs again: 1,725 us */
-#include "sample.cuh"
-
-DEVICE uint4 philox(uint4 counter, uint2 key)
-{
-#pragma unroll
-    for (int round = 0; round < 10; round++) {
-        const uint32_t h0 = __umulhi(0xD2511F53u, counter.x), l0 = 0xD2511F53u * counter.x;
-        const uint32_t h1 = __umulhi(0xCD9E8D57u, counter.z), l1 = 0xCD9E8D57u * counter.z;
-        counter = make_uint4(h1 ^ counter.y ^ key.x, l1, h0 ^ counter.w ^ key.y, l0);
-        key.x += 0x9E3779B9u;
-        key.y += 0xBB67AE85u;
-    }
-    return counter;
-}
-
-/* q ~ Exp(1) from 32 bits: -log(1 - u), u = (r + 1/2) / 2^32. */
-DEVICE float exponential(uint32_t r)
-{
-    const float u =
-        __fmul_rn(__fmaf_rn((float)(r >> 8), 256.f, (float)(r & 255u) + 0.5f), 0x1p-32f);
-    const uint32_t rest = ~r;
-    const float w =
-        __fmul_rn(__fmaf_rn((float)(rest >> 8), 256.f, (float)(rest & 255u) + 0.5f), 0x1p-32f);
-    return u < 0.29f ? -log1pf(-u) : -logf(w);
-}
-
-/* A little less than the u of exponential(r), without a conversion. */
-DEVICE float least_uniform(uint32_t r)
-{
-    return __fmul_rn(__fsub_rn(__uint_as_float((r >> 9) | 0x3f800000u), 1.f), 0.999999f);
-}
-
-DEVICE uint4 words_of(int block, const struct sample_cuda &p)
-{
-    return philox(make_uint4((uint32_t)block, (uint32_t)p.n_output, p.choice, 0u),
-                  make_uint2((uint32_t)p.rng_key, (uint32_t)(p.rng_key >> 32)));
-}
-
-/* The best of one block's four ids, if it beats b. */
-DEVICE best block_draw(const float (&value)[4], int block, best b, const cut &c,
-                       const struct sample_cuda &p)
-{
-    const int id0 = block / 16 * 64 + block % 16;
-    float weight[4];
-    bool any = false;
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-        weight[k] = keeps(c, value[k], id0 + 16 * k) ? __expf(-distance(c, value[k])) : 0.f;
-        any |= weight[k] >= 0x1p-40f;
-    }
-    if (!any)
-        return b;
-    const uint4 r = words_of(block, p);
-    const uint32_t words[4] = {r.x, r.y, r.z, r.w};
-#pragma unroll
-    for (int k = 0; k < 4; k++)
-        if (weight[k] >= 0x1p-40f && weight[k] >= b.value * least_uniform(words[k]))
-            b = better(b, {__fdiv_rn(weight[k], exponential(words[k])), id0 + 16 * k});
-    return b;
-}
-
-/* A thread takes one block of random words and its four ids at a time. q >= u, so a weight that is
- * below best * u cannot win and needs no logarithm; the likeliest id's score is everyone's first
- * floor. Weights below 2^-40 count as 0. */
-DEVICE best row_draw(const float *x, int v, int likely, const cut &c, const struct sample_cuda &p)
-{
-    best b = {-INFINITY, 0x7fffffff};
-    {
-        const uint4 r = words_of(16 * (likely / 64) + likely % 16, p);
-        const int word = likely / 16 % 4;
-        const uint32_t bits = word == 0 ? r.x : word == 1 ? r.y : word == 2 ? r.z : r.w;
-        b = {__fdiv_rn(__expf(-distance(c, x[likely])), exponential(bits)), likely};
-    }
-    constexpr int AHEAD = 2; /* blocks of loads in flight */
-    for (int block0 = threadIdx.x; block0 / 16 * 64 < v; block0 += AHEAD * SAMPLE_THREADS) {
-        float value[AHEAD][4];
-#pragma unroll
-        for (int j = 0; j < AHEAD; j++)
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const int block = block0 + j * SAMPLE_THREADS,
-                          id = block / 16 * 64 + block % 16 + 16 * k;
-                value[j][k] = id < v ? x[id] : -INFINITY;
-            }
-#pragma unroll
-        for (int j = 0; j < AHEAD; j++)
-            b = better(b, block_draw(value[j], block0 + j * SAMPLE_THREADS, b, c, p));
-    }
-    return b;
-}
+ * The weight ahead of the winner takes a second pass, unless a bound says enough: the first pass
+ * adds up what lies above a value guessed from a sample of the row (row_hint).
+ *
+ * A row's sums run in one fixed order, so its token depends on its own logits alone. SPEED.md has
+ * the ladder. */
+#include "sample_cut.cuh"
+#include "sample_draw.cuh"
 
 /* The n best of a row, by falling logprob, ties to the lower id. */
-DEVICE void row_top(const float *x, int v, int n, best top, float log_sum, struct sample_token *out,
-                    sample_shared &sh)
+DEVICE void row_top(const float *x, int v, int n, float own, float log_sum,
+                    struct sample_token *out)
 {
-    cut c = {top.value, 1.f, {-INFINITY, -1}};
-    cut_narrow(x, v, c, (unsigned)n, 0, sh);
-    if (threadIdx.x == 0)
-        sh.n_sorted = 0;
-    __syncthreads();
-    /* More ties than fit: those that came first in id order cannot be told here; any SORTED of them
-     * would depend on arrival, so the block looks for the n lowest ids one by one. */
-    row_each(x, v, [&](float value, int i) {
-        if (!keeps(c, value, i))
-            return;
-        const int at = atomicAdd(&sh.n_sorted, 1);
-        if (at < SORTED)
-            sh.sorted[at] = {value, i};
-    });
-    __syncthreads();
-    const int kept = sh.n_sorted, have = min(n, kept);
-    if (kept <= SORTED)
-        block_sort(kept, sh);
+    const float greatest = sh.row.top.value;
+    int kept = row_collect(x, v, block_kth(own, n));
+    if (kept > SORTED)
+        kept = row_collect(x, v, row_kth(x, v, (unsigned)n));
     best limit = {INFINITY, -1};
-    for (int k = 0; k < have; k++) {
+    for (int k = 0; k < min(n, kept); k++) {
         if (kept <= SORTED) {
             limit = {sh.sorted[k].value, sh.sorted[k].id};
-        } else {
-            best b = {-INFINITY, 0x7fffffff};
+        } else { /* more ties than fit: the lowest ids one by one */
+            best b = {-INFINITY, NO_ID};
             for (int i = threadIdx.x; i < v; i += SAMPLE_THREADS)
                 if (x[i] < limit.value || (x[i] == limit.value && i > limit.id))
                     b = better(b, {x[i], i});
-            limit = block_best(b, sh);
+            limit = block_best(b);
         }
         if (threadIdx.x == 0) {
             out->top_ids[k] = limit.id;
-            out->top_logprobs[k] = limit.value - log_sum;
+            out->top_logprobs[k] = limit.value - greatest - log_sum;
         }
     }
     if (threadIdx.x == 0)
-        out->n_top = have;
+        out->n_top = min(n, kept);
     __syncthreads();
 }
 
@@ -181,70 +76,108 @@ DEVICE void row_adjust(float *out, const float *x, int v, const uint16_t *counts
     __syncthreads();
 }
 
-/* Max and log-sum-exp of the raw row in one pass: each thread rescales its sum when its maximum
- * moves, once in 16 values. False: the row holds NaN or nothing finite. */
-DEVICE bool row_raw(const float *x, int v, best *top, float *log_sum, sample_shared &sh)
+DEVICE float weight_of(float value)
 {
-    constexpr int AHEAD = 4;
-    const float4 *pieces = reinterpret_cast<const float4 *>(x);
-    best b = {-INFINITY, 0x7fffffff};
-    float sum = 0.f, from = -3e38f;
-    bool nan = false;
-    for (int i = threadIdx.x; i < (v + 3) / 4; i += AHEAD * SAMPLE_THREADS) {
-        float value[AHEAD * 4];
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++) {
-            const int id = (i + k * SAMPLE_THREADS) * 4;
-            const float4 p = id < v / 4 * 4
-                                 ? pieces[id / 4]
-                                 : make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
-            value[4 * k] = p.x, value[4 * k + 1] = p.y, value[4 * k + 2] = p.z,
-                      value[4 * k + 3] = p.w;
-#pragma unroll
-            for (int e = 0; e < 3; e++)
-                if (id == v / 4 * 4 && e < v % 4)
-                    value[4 * k + e] = x[id + e];
-        }
-#pragma unroll
-        for (int k = 0; k < AHEAD * 4; k++) {
-            nan |= value[k] != value[k];
-            if (value[k] > b.value)
-                b = {value[k], (i + k / 4 * SAMPLE_THREADS) * 4 + k % 4};
-        }
-        if (b.value > from) {
-            sum = __fmul_rn(sum, __expf(from - b.value));
-            from = b.value;
-        }
-#pragma unroll
-        for (int k = 0; k < AHEAD * 4; k++)
-            sum = __fadd_rn(sum, __expf(value[k] - from));
-    }
-    *top = block_best(b, sh);
-    sum = block_sum(__fmul_rn(sum, __expf(from - top->value)), sh);
-    *log_sum = top->value + logf(sum);
-    return !__syncthreads_or(nan) && sum > 0.f && top->value > -INFINITY && top->value < INFINITY;
+    return exp2_of(__fmul_rn(__fsub_rn(value, sh.row.top.value), sh.draw.scale));
 }
 
-DEVICE int row_choose(const float *x, float *adjusted, int v, best top, const uint16_t *counts,
-                      const struct sample_cuda &p, sample_shared &sh)
+/* The id drawn from sh.sorted[0 .. n) after top_p. */
+PASS int sorted_draw(int n)
 {
-    if (p.n_banned > 0 || p.n_bias > 0 || counts) {
-        row_adjust(adjusted, x, v, counts, p);
-        x = adjusted;
-        top = row_best(x, v, sh);
+    if (sh.p.top_p < 1.f) {
+        unsigned long long before;
+        const int last = first_reaching(
+            [&](int i) {
+                return i >= n
+                           ? 0ull
+                           : (unsigned long long)__fmul_rn(weight_of(sh.sorted[i].value), 0x1p40f);
+            },
+            0, fmaxf(sh.p.top_p, 1e-30f), &before);
+        n = last < 0 ? n : last + 1;
     }
-    if (p.temperature >= 1e-5f && top.id < v) {
-        cut c = {top.value, 1.f / fmaxf(p.temperature, 0.01f), {-INFINITY, -1}};
-        if (p.min_p > 0.f)
-            c.last = {__fmaf_rn(logf(fminf(p.min_p, 1.f)), fmaxf(p.temperature, 0.01f), top.value),
-                      0x7fffffff};
-        if (p.top_k > 0 && p.top_k < v)
-            cut_narrow(x, v, c, (unsigned)p.top_k, 0, sh);
-        if (p.top_p < 1.f)
-            cut_narrow(x, v, c, 0, fmaxf(p.top_p, 1e-30f), sh);
-        top = block_best(row_draw(x, v, top.id, c, p), sh);
+    best b = {-INFINITY, NO_ID};
+    for (int i = threadIdx.x; i < n; i += SAMPLE_THREADS) {
+        const candidate c = sh.sorted[i];
+        b = better(b, {score_of(weight_of(c.value), c.id, sh.draw), c.id});
     }
-    return top.id < v ? top.id : -1;
+    return block_best(b).id;
+}
+
+/* After a scan, drawn from the whole row where there is neither min_p nor top_k. own: what the scan
+ * returned. */
+PASS int row_choose(const float *x, int v, float own)
+{
+    const best top = sh.row.top;
+    const int k = sh.p.top_k < v ? sh.p.top_k : 0;
+    const float top_p = sh.p.top_p;
+    best last = {-INFINITY, NO_ID};
+    if (sh.p.min_p > 0.f)
+        last.value =
+            __fmaf_rn(logf(fminf(sh.p.min_p, 1.f)), fmaxf(sh.p.temperature, 0.01f), top.value);
+    if (k > 0 && k <= SAMPLE_THREADS) {
+        const int n = row_collect(x, v, fmaxf(block_kth(own, k), last.value));
+        if (n <= SORTED)
+            return sorted_draw(sorted_reaching(n, k));
+    }
+    if (k > 0)
+        last.value = fmaxf(last.value, row_kth(x, v, (unsigned)k));
+    if (k > 0 || sh.p.min_p > 0.f)
+        row_draw(x, v, last);
+    const float want = fmaxf(__fmul_rn(sh.row.total, top_p), 1e-30f);
+    best drawn = sh.row.drawn;
+    while (top_p < 1.f && drawn.id != top.id) {
+        last = {x[drawn.id], drawn.id - 1}; /* what stands ahead of it */
+        if (last.value > sh.draw.hint && sh.row.above < 0.9999f * want)
+            break;
+        if (row_weight(x, v, last) < want)
+            break;
+        row_draw(x, v, last);
+        drawn = sh.row.drawn;
+    }
+    return drawn.id;
+}
+
+/* The scan that a token is taken from: with the draw where it is from the whole row. */
+template <bool RAW> DEVICE float row_look(const float *x, int v)
+{
+    const bool by_k = sh.p.top_k > 0 && sh.p.top_k < v;
+    if (sh.p.forced >= 0 || sh.p.temperature < 1e-5f || by_k || sh.p.min_p > 0.f)
+        return row_scan<RAW, false>(x, v);
+    if (sh.p.top_p < 1.f) {
+        const float hint = row_hint(x, v, 0.97f * sh.p.top_p);
+        if (threadIdx.x == 0)
+            sh.draw.hint = hint;
+        __syncthreads();
+    }
+    return row_scan<RAW, true>(x, v);
+}
+
+/* The row's token, or -1; *logprob where it is asked for. */
+DEVICE int row_sample(const float *raw, float *adjusted, int v, const uint16_t *counts,
+                      struct sample_token *out, float *logprob)
+{
+    const bool changed =
+        sh.p.forced < 0 && (sh.p.n_banned > 0 || sh.p.n_bias > 0 || counts != nullptr);
+    float own = changed          ? row_scan<true, false>(raw, v)
+                : sh.p.n_top < 0 ? row_look<false>(raw, v)
+                                 : row_look<true>(raw, v);
+    const float greatest = sh.row.top.value, log_sum = logf(sh.row.sum);
+    if (!sh.row.sound)
+        return -1;
+    if (sh.p.n_top > 0)
+        row_top(raw, v, sh.p.n_top, own, log_sum, out);
+    if (changed) {
+        row_adjust(adjusted, raw, v, counts, sh.p);
+        own = row_look<false>(adjusted, v);
+        if (!sh.row.sound)
+            return -1;
+    }
+    int id = sh.p.forced;
+    if (id < 0)
+        id =
+            sh.p.temperature < 1e-5f ? sh.row.top.id : row_choose(changed ? adjusted : raw, v, own);
+    *logprob = sh.p.n_top >= 0 ? raw[id] - greatest - log_sum : 0.f;
+    return id;
 }
 
 __global__ void __launch_bounds__(SAMPLE_THREADS, 3)
@@ -252,30 +185,29 @@ __global__ void __launch_bounds__(SAMPLE_THREADS, 3)
                   const struct sample_cuda *params, struct sample_token *tokens, uint16_t *counts,
                   int32_t *last)
 {
-    __shared__ sample_shared sh;
-    const struct sample_cuda p = params[blockIdx.x];
-    const float *x = logits + (int64_t)blockIdx.x * stride;
     struct sample_token *out = tokens + blockIdx.x;
-    uint16_t *mine = p.counts_row >= 0 ? counts + (int64_t)p.counts_row * v : nullptr;
-    best top;
-    float log_sum;
-    const bool sound = row_raw(x, v, &top, &log_sum, sh);
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
+        const struct sample_cuda p = params[blockIdx.x];
+        sh.p = p;
+        sh.draw = {LOG2_E / fmaxf(p.temperature, 0.01f), INFINITY,
+                   make_uint2((uint32_t)p.rng_key, (uint32_t)(p.rng_key >> 32)),
+                   (uint32_t)p.n_output, p.choice};
         out->n_top = 0;
-    if (sound && p.n_top > 0)
-        row_top(x, v, p.n_top, top, log_sum, out, sh);
-    int id = p.forced;
-    if (id < 0 && sound)
-        id = row_choose(x, scratch + (int64_t)blockIdx.x * stride, v, top, mine, p, sh);
+    }
+    __syncthreads();
+    uint16_t *mine = sh.p.counts_row >= 0 ? counts + (int64_t)sh.p.counts_row * v : nullptr;
+    float logprob = 0.f;
+    const int id = row_sample(logits + (int64_t)blockIdx.x * stride,
+                              scratch + (int64_t)blockIdx.x * stride, v, mine, out, &logprob);
     if (threadIdx.x != 0)
         return;
-    if (!sound)
-        id = -1;
     out->id = id;
-    out->logprob = id >= 0 ? x[id] - log_sum : 0.f;
-    if (p.slot < 0 || id < 0)
+    out->logprob = logprob;
+    if (id < 0)
+        out->n_top = 0;
+    if (sh.p.slot < 0 || id < 0)
         return;
-    last[p.slot] = id;
+    last[sh.p.slot] = id;
     if (mine && (mine[id] & 0x7fff) < 0x7fff)
         mine[id]++;
 }

@@ -129,51 +129,6 @@ static void decode_row(int slots, int ctx, int chunk, double copy)
     free(table), free(position), free(slot), free(tokens);
 }
 
-static void sampler_row(int rows, float temperature, float top_p, int top_k, int n_top, double copy)
-{
-    const int v = 151936;
-    float *logits, *scratch;
-    struct sample_cuda *params, *host = calloc((size_t)rows, sizeof *host);
-    struct sample_token *tokens;
-    int32_t *last;
-    const size_t bytes = (size_t)rows * (size_t)v * 4;
-    cudaMalloc((void **)&logits, bytes);
-    cudaMalloc((void **)&scratch, bytes);
-    cudaMalloc((void **)&params, (size_t)rows * sizeof *params);
-    cudaMalloc((void **)&tokens, (size_t)rows * sizeof *tokens);
-    cudaMalloc((void **)&last, (size_t)rows * 4);
-    float *line = malloc((size_t)v * 4 * 8);
-    for (int i = 0; i < v * 8; i++) { /* sum of uniforms: roughly normal, sd about 2.5 */
-        float s = 0;
-        for (int k = 0; k < 6; k++)
-            s += (float)rand() / (float)RAND_MAX - 0.5f;
-        line[i] = s * 3.5f;
-    }
-    for (int r = 0; r < rows; r += 8)
-        cudaMemcpy(logits + (int64_t)r * v, line, (size_t)TR_MIN(8, rows - r) * (size_t)v * 4,
-                   cudaMemcpyHostToDevice);
-    for (int r = 0; r < rows; r++)
-        host[r] = (struct sample_cuda){.temperature = temperature,
-                                       .top_p = top_p,
-                                       .repetition_penalty = 1,
-                                       .top_k = top_k,
-                                       .n_output = 5,
-                                       .forced = -1,
-                                       .n_top = n_top,
-                                       .slot = r,
-                                       .counts_row = -1,
-                                       .rng_key = (uint64_t)r * 77777};
-    cudaMemcpy(params, host, (size_t)rows * sizeof *params, cudaMemcpyHostToDevice);
-    struct timer t;
-    timer_open(&t);
-    TIMED(&t, 0, sample_cuda(logits, scratch, v, v, params, tokens, NULL, last, rows, 0));
-    const double ms = timer_median(&t), floor_ms = (double)bytes / copy * 1e-9;
-    printf("sampler %5d rows T %.1f top_p %.2f top_k %d top %d  %8.1f us  %5.1f %% of one read\n",
-           rows, temperature, top_p, top_k, n_top, ms * 1e3, 100 * floor_ms / ms);
-    cudaFree(logits), cudaFree(scratch), cudaFree(params), cudaFree(tokens), cudaFree(last);
-    free(line), free(host);
-}
-
 static void elementwise_rows(double copy)
 {
     const int t = 2816, d = 1536, f = 8960;
@@ -212,10 +167,5 @@ int main(void)
     decode_row(5, 512, 512, copy);
     decode_row(1, 4096, 1024, copy);
     elementwise_rows(copy);
-    sampler_row(1408, 0.f, 1.f, 0, -1, copy);
-    sampler_row(1408, 1.f, 1.f, 0, -1, copy);
-    sampler_row(1408, 0.6f, 0.95f, 0, -1, copy);
-    sampler_row(1408, 0.7f, 0.8f, 20, -1, copy);
-    sampler_row(1408, 0.6f, 0.95f, 0, 5, copy);
     return 0;
 }

@@ -265,81 +265,6 @@ static void linear_case(int64_t n, int64_t k, bool bias, bool residual)
     rig_close(&r);
 }
 
-/* Draws equal the CPU's (one rule, one generator; a rounding in exp may move a draw now and then),
- * and the same row gives the same token anywhere in a launch. */
-static void sampler_case(int v, float temperature, float top_p, int top_k, float min_p, int n_top,
-                         float spread)
-{
-    enum { ROWS = 128 };
-    const int64_t stride = (v + 3) / 4 * 4; /* rows begin at multiples of 16 bytes */
-    float *host = malloc((size_t)ROWS * (size_t)v * 4), *copy = malloc((size_t)v * 4), *logits,
-          *scratch;
-    struct sample_cuda params[ROWS], *device_params;
-    struct sample_token got[ROWS], again[ROWS], *tokens;
-    int32_t *last;
-    void *space = malloc(sample_scratch_bytes(v));
-    for (int64_t i = 0; i < (int64_t)ROWS * v; i++)
-        host[i] = spread * (uniform() + uniform() + uniform());
-    cudaMalloc((void **)&logits, ROWS * (size_t)stride * 4);
-    cudaMalloc((void **)&scratch, ROWS * (size_t)stride * 4);
-    cudaMalloc((void **)&device_params, sizeof params);
-    cudaMalloc((void **)&tokens, sizeof got);
-    cudaMalloc((void **)&last, ROWS * 4);
-    int agree = 0, same = 0, tops = 0;
-    double gap = 0;
-    for (int turn = 0; turn < 2; turn++) { /* the second launch in reversed order */
-        for (int r = 0; r < ROWS; r++) {
-            const int src = turn ? ROWS - 1 - r : r;
-            params[r] = (struct sample_cuda){.temperature = temperature,
-                                             .top_p = top_p,
-                                             .min_p = min_p,
-                                             .repetition_penalty = 1,
-                                             .top_k = top_k,
-                                             .n_output = src,
-                                             .forced = -1,
-                                             .n_top = n_top,
-                                             .slot = r,
-                                             .counts_row = -1,
-                                             .rng_key = 0x9E3779B97F4A7C15u * (uint64_t)(src + 1),
-                                             .choice = 1};
-            cudaMemcpy(logits + r * stride, host + (int64_t)src * v, (size_t)v * 4,
-                       cudaMemcpyHostToDevice);
-        }
-        cudaMemcpy(device_params, params, sizeof params, cudaMemcpyHostToDevice);
-        cudaDeviceSynchronize();
-        sample_cuda(logits, scratch, stride, v, device_params, tokens, NULL, last, ROWS, 0);
-        cudaMemcpy(turn ? again : got, tokens, sizeof got, cudaMemcpyDeviceToHost);
-    }
-    for (int r = 0; r < ROWS; r++) {
-        const struct sample_params p = {.temperature = temperature,
-                                        .top_p = top_p,
-                                        .min_p = min_p,
-                                        .repetition_penalty = 1,
-                                        .top_k = top_k,
-                                        .choice = 1,
-                                        .n_top = TR_MAX(n_top, 0),
-                                        .rng_key = 0x9E3779B97F4A7C15u * (uint64_t)(r + 1)};
-        const struct sample_row row = {.params = &p, .n_output = r, .forced = -1};
-        struct sample_token want;
-        memcpy(copy, host + (int64_t)r * v, (size_t)v * 4);
-        sample_cpu(copy, v, &row, &want, space);
-        agree += got[r].id == want.id;
-        if (got[r].id == want.id)
-            gap = fmax(gap, fabs((double)got[r].logprob - want.logprob));
-        same +=
-            got[r].id == again[ROWS - 1 - r].id && got[r].logprob == again[ROWS - 1 - r].logprob;
-        tops += n_top <= 0 || (got[r].n_top == want.n_top &&
-                               memcmp(got[r].top_ids, want.top_ids, (size_t)n_top * 4) == 0);
-    }
-    char name[160];
-    snprintf(name, sizeof name, "sampler V%d T%.1f p%.2f k%d m%.2f top%d spread %.1f: as the CPU",
-             v, temperature, top_p, top_k, min_p, n_top, spread);
-    verdict(agree >= ROWS - 2 && tops == ROWS && gap < 1e-3, name, ROWS - agree, 2);
-    verdict(same == ROWS, "  the same anywhere in a launch", ROWS - same, 0);
-    cudaFree(logits), cudaFree(scratch), cudaFree(device_params), cudaFree(tokens), cudaFree(last);
-    free(host), free(copy), free(space);
-}
-
 /* A few small cases, for compute-sanitizer. */
 static int small_cases(void)
 {
@@ -347,8 +272,6 @@ static int small_cases(void)
     attention_case(6, 2, 32, 129, 0);
     attention_case(4, 2, 64, 600, 100);
     linear_case(1152, 896, true, false);
-    sampler_case(1000, 0.6f, 0.95f, 0, 0.f, 5, 4.f);
-    sampler_case(1000, 1.3f, 0.8f, 20, 0.f, -1, 4.f);
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }
@@ -373,15 +296,6 @@ int main(int argc, char **argv)
     linear_case(17920, 1536, false, false);
     linear_case(1536, 8960, false, true);
     linear_case(1152, 896, true, false);
-    for (int v = 1000; v < 200000; v = v == 1000 ? 32003 : v == 32003 ? 151936 : 200000) {
-        sampler_case(v, 0.f, 1.f, 0, 0.f, 5, 2.f);
-        sampler_case(v, 1.f, 1.f, 0, 0.f, -1, 2.f);
-        sampler_case(v, 0.6f, 0.95f, 0, 0.f, -1, 2.f);
-        sampler_case(v, 0.6f, 0.95f, 0, 0.f, 20, 8.f);
-        sampler_case(v, 1.3f, 0.8f, 20, 0.f, -1, 4.f);
-        sampler_case(v, 1.f, 1.f, 50, 0.05f, -1, 4.f);
-        sampler_case(v, 1.f, 0.9f, 1000, 0.f, -1, 1e-3f);
-    }
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }
