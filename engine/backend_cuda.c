@@ -64,10 +64,11 @@ static void op_attention(struct backend *base, struct buffer *out, const struct 
         .slot = b->now->device.slot,
         .block_table = b->block_table,
         .decode = b->now->device.decode,
-        .prefill = b->now->device.prefill,
+        .tiles = b->now->device.tiles,
         .merges = b->now->device.merges,
         .decode_starts = b->now->device.decode_starts,
-        .n_prefill = b->now->device.n_prefill,
+        .tile_starts = b->now->device.tile_starts,
+        .tile_rows = b->now->device.tile_rows,
         .partial = b->partial,
         .qkv_stride = (int32_t)qkv->cols,
         .block_table_stride = b->opts.pages_per_slot,
@@ -76,12 +77,12 @@ static void op_attention(struct backend *base, struct buffer *out, const struct 
         .window = shape->window,
         .scale_log2 = (float)(1.4426950408889634 / sqrt((double)shape->head_dim)),
     };
+    /* The tiles first: decode rows go on from the states of their prefixes. */
+    if (b->lists.n_tiles > 0)
+        cuda_launched(b, attention_tile_cuda(&a, shape->head_dim, b->n_sms, b->stream));
     if (b->n_spans > 0)
         cuda_launched(
             b, attention_decode_cuda(&a, shape->head_dim, 2 * b->n_sms, b->n_merges, b->stream));
-    if (b->n_prefill > 0)
-        cuda_launched(b, attention_prefill_cuda(&a, shape->head_dim, TR_MIN(b->n_prefill, b->n_sms),
-                                                b->stream));
 }
 
 static void op_swiglu(struct backend *base, struct buffer *out, const struct buffer *gate_up)
@@ -118,6 +119,7 @@ static void op_close(struct backend *base)
     cudaSetDevice(b->device);
     cudaStreamSynchronize(b->stream);
     cuda_memory_close(b);
+    cuda_attention_close(b);
     cuda_gemm_close(b);
     cudaStreamDestroy(b->stream);
     mem_free(b);
@@ -131,6 +133,11 @@ void *backend_cuda_stream(struct backend *base)
 void *backend_cuda_kv(struct backend *base)
 {
     return cuda_self(base)->kv;
+}
+
+int32_t backend_cuda_shared_rows(const struct backend *base)
+{
+    return cuda_self(base)->lists.n_rows;
 }
 
 int backend_cuda_free_bytes(int device, int64_t *out, struct err *err)
@@ -229,6 +236,8 @@ int backend_cuda_open(struct backend **out, const struct backend_opts *opts, int
         rc = err_set(err, E_FATAL, "cublasLt: cannot create a handle");
     if (rc == E_OK)
         rc = cuda_memory_open(b, err);
+    if (rc == E_OK)
+        rc = cuda_attention_open(b, err);
     if (rc < 0) {
         op_close(&b->base);
         return rc;

@@ -21,6 +21,11 @@ int32_t backend_cuda_rows_below(int32_t m);
 /* For benchmarks: the stream of all ops (cudaStream_t) and layer 0 of the KV arena. */
 void *backend_cuda_stream(struct backend *b);
 void *backend_cuda_kv(struct backend *b);
+/* For tests: shared prefixes go to the tile kernel where a step shares at least so many rows x
+ * splits of 128 keys; 0: the default. It changes speed alone. Of the process. */
+void backend_cuda_share_from(int32_t row_splits);
+/* For tests: decode rows of the newest step whose prefix went there. */
+int32_t backend_cuda_shared_rows(const struct backend *b);
 /* Bytes free on the device now, for sizing the KV pages. E_USAGE when there is no such device, or
  * no CUDA in this build. */
 int backend_cuda_free_bytes(int device, int64_t *out, struct err *err) TR_MUSTCHECK;

@@ -22,10 +22,10 @@ enum {
     CANDIDATES = 16,
     WORKSPACE_BYTES = 32 << 20, /* what NVIDIA recommends for Hopper */
     BLOCK_TABLE_DELTAS_PER_ROW = 2,
-    PREFILL_ROWS_MAX = 128, /* packed rows of one prefill item */
-    DECODE_WARPS = 4,       /* of a CTA of the decode kernel, two CTAs a multiprocessor */
-    PARTIALS_MAX = 16384,   /* states of cut rows; rows beyond stay whole */
-    SAMPLE_IDS_MAX = 1200,  /* banned + biased ids of one row */
+    TILE_ROWS = 128,       /* packed rows of one tile of the attention tile kernel */
+    DECODE_WARPS = 4,      /* of a CTA of the decode kernel, two CTAs a multiprocessor */
+    PARTIALS_MAX = 16384,  /* states of prefixes and of cut rows; rows beyond stay whole */
+    SAMPLE_IDS_MAX = 1200, /* banned + biased ids of one row */
 };
 
 #define INT2(a, b)       ((int2){(a), (b)})
@@ -50,8 +50,8 @@ enum linear_kind { LINEAR_PLAIN, LINEAR_BIAS, LINEAR_RESIDUAL, LINEAR_LOGITS };
 
 /* Metadata of one step, laid out once at open; the same offsets on host and device. */
 struct step_block {
-    int32_t *tokens, *position, *slot, *logit_rows, *n_prefill, *decode_starts;
-    int4 *decode, *merges, *prefill, *copies;
+    int32_t *tokens, *position, *slot, *logit_rows, *tile_starts, *decode_starts, *tile_rows;
+    int4 *decode, *merges, *tiles, *copies;
     int2 *deltas;
     struct sample_cuda *samples;
     int32_t *ids;
@@ -66,6 +66,28 @@ struct flight {
     cudaEvent_t done;
     int32_t n_logits;
     bool used;
+};
+
+/* Host side of a step's attention lists (cuda_attention.c). */
+struct shared_prefix { /* of a decode row: splits that tiles do; kv head h's states stand at
+                        * partial + h * blocks */
+    int32_t splits, partial, blocks;
+};
+struct attention_tile { /* two int4 of struct attention_cuda; who does it */
+    int4 place, keys;
+    int32_t cost, cta;
+};
+struct attention_load {
+    int32_t load, cta;
+};
+struct attention_lists {
+    struct shared_prefix *shared; /* [rows_cap] */
+    int32_t *members, *next;      /* [rows_cap]: rows of a page's chain */
+    int32_t *first;               /* [n_pages]: of the chain, or -1 */
+    int32_t *with;                /* [pages_per_slot + 1]: rows by splits in common */
+    struct attention_tile *tiles; /* [tiles_cap] */
+    struct attention_load *loads; /* [n_sms] */
+    int32_t tiles_cap, n_tiles, n_shared_tiles, n_rows, n_partials, row_splits;
 };
 
 struct slot_history { /* what the counts row of a slot stands for */
@@ -98,9 +120,10 @@ struct cuda_backend {
     int64_t step_count;
     const struct step *step;
     struct flight *now;
-    int32_t n_spans, n_merges, n_prefill; /* of the step */
+    struct attention_lists lists;
+    int32_t n_spans, n_merges; /* of the step */
     int64_t bytes_weights, bytes_kv, bytes_other;
-    int64_t spans_cap, prefill_cap, deltas_cap;
+    int64_t spans_cap, deltas_cap;
     int launch_error;       /* first failing launch of the step */
     void *owned[OWNED_MAX]; /* every device block, given back at close */
     int n_owned;
@@ -154,6 +177,12 @@ void cuda_gemm(struct cuda_backend *b, void *out, const struct product *on, int 
 /* Rows that a GEMM of m rows computes. */
 int64_t cuda_gemm_rows(int64_t m);
 void cuda_gemm_close(struct cuda_backend *b);
+
+/* cuda_attention.c: the attention kernels' work lists of a step, into h. */
+int64_t cuda_tiles_cap(const struct backend_opts *o);
+int cuda_attention_open(struct cuda_backend *b, struct err *err) TR_MUSTCHECK;
+void cuda_attention_close(struct cuda_backend *b);
+void cuda_attention_lists(struct cuda_backend *b, const struct kv_rows *rows, struct step_block *h);
 
 /* cuda_step.c: a step's metadata up, its tokens down. */
 void cuda_block_layout(struct step_block *s, const struct cuda_backend *b, unsigned char *base);

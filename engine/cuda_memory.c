@@ -113,9 +113,6 @@ static int take_memory(struct cuda_backend *b, struct err *err)
     b->kv_layer_elements = page * o->n_pages;
     b->logits_stride = (o->vocab_size + 7) / 8 * 8;
     b->spans_cap = (int64_t)o->rows_cap * o->n_kv_heads + cuda_decode_workers(b);
-    b->prefill_cap =
-        ((int64_t)o->rows_cap * (o->n_heads / o->n_kv_heads) / PREFILL_ROWS_MAX + o->slots + 1) *
-        o->n_kv_heads;
     b->deltas_cap = tables;
 #define TAKE(field, bytes, account, what)                                                          \
     (rc = cuda_take(b, (void **)&b->field, (size_t)(bytes), &b->account, what, err))
@@ -127,7 +124,7 @@ static int take_memory(struct cuda_backend *b, struct err *err)
              "penalty ids") < 0 ||
         TAKE(logits, logits * b->logits_stride * 4, bytes_other, "logits") < 0 ||
         TAKE(scratch, logits * b->logits_stride * 4, bytes_other, "adjusted logits") < 0 ||
-        TAKE(partial, (int64_t)PARTIALS_MAX * 8 * (o->head_dim + 2) * 4, bytes_other,
+        TAKE(partial, (int64_t)PARTIALS_MAX * 8 * (o->head_dim + 8) * 4, bytes_other,
              "attention partials") < 0 ||
         TAKE(differ, 16, bytes_other, "GEMM proofs") < 0 ||
         TAKE(workspace, WORKSPACE_BYTES, bytes_other, "cublas workspace") < 0)

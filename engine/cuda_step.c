@@ -11,7 +11,7 @@ void cuda_block_layout(struct step_block *s, const struct cuda_backend *b, unsig
         at = (at + (count) * sizeof *s->field + 255) / 256 * 256;                                  \
     } while (0)
     s->base = base;
-    PART(n_prefill, 1);
+    PART(tile_starts, (size_t)b->n_sms + 1);
     PART(decode_starts, (size_t)cuda_decode_workers(b) + 1);
     PART(tokens, rows);
     PART(position, rows);
@@ -22,7 +22,8 @@ void cuda_block_layout(struct step_block *s, const struct cuda_backend *b, unsig
     PART(samples, rows);
     PART(decode, 2 * (size_t)b->spans_cap);
     PART(merges, (size_t)b->spans_cap);
-    PART(prefill, (size_t)b->prefill_cap);
+    PART(tiles, 2 * (size_t)cuda_tiles_cap(&b->opts));
+    PART(tile_rows, rows);
     PART(ids, slots * SAMPLE_IDS_MAX);
     PART(bias, slots * SAMPLE_IDS_MAX);
 #undef PART
@@ -47,107 +48,6 @@ static int pack_block_table(struct cuda_backend *b, const struct step *s, struct
         }
     }
     return n;
-}
-
-/* Shares the blocks of all decode rows out over the decode kernel's warps, each a run of neighbours
- * with about the same keys: a block goes to the warp that its middle falls to. */
-struct sharing {
-    double share; /* keys a warp */
-    double done;  /* keys given out */
-    int32_t workers, partials;
-};
-enum { SPAN_COST = 64 }; /* keys that a span's start costs, about */
-
-static int64_t block_keys(int32_t keys, int32_t block)
-{
-    return TR_MIN(keys - block * ATTENTION_BLOCK, ATTENTION_BLOCK);
-}
-
-static int32_t worker_of(const struct sharing *s, double cost)
-{
-    return (int32_t)TR_MIN((s->done + cost / 2) / s->share, (double)s->workers - 1);
-}
-
-/* One row and kv head: its spans, and where its partials meet when it is cut. */
-static void pack_row(struct cuda_backend *b, struct step_block *h, struct sharing *s, int32_t row,
-                     int32_t head, int32_t keys, int32_t slot)
-{
-    const int32_t blocks = (keys + ATTENTION_BLOCK - 1) / ATTENTION_BLOCK, n0 = b->n_spans;
-    const bool may_cut = s->partials + blocks <= PARTIALS_MAX;
-    int32_t at = -1;
-    for (int32_t k = 0; k < blocks; k++) {
-        const double cost = (double)(block_keys(keys, k) + (k == 0 ? SPAN_COST : 0));
-        const int32_t worker = worker_of(s, cost);
-        s->done += cost;
-        if (k == 0 || (may_cut && worker != at)) {
-            CHECK(b->n_spans < b->spans_cap);
-            h->decode[2 * b->n_spans] = INT4(row, head, k, k);
-            h->decode[2 * b->n_spans + 1] = INT4(keys, slot, -1, 0);
-            h->decode_starts[worker + 1]++;
-            b->n_spans++;
-            at = worker;
-        }
-        h->decode[2 * (b->n_spans - 1)].w = k + 1;
-    }
-    if (b->n_spans - n0 == 1)
-        return;
-    const int32_t first_blocks = h->decode[2 * n0].w;
-    for (int32_t i = n0; i < b->n_spans; i++)
-        h->decode[2 * i + 1].z =
-            s->partials + (i == n0 ? 0 : 1 + h->decode[2 * i].z - first_blocks);
-    h->merges[b->n_merges++] = INT4(row, head, s->partials, 1 + blocks - first_blocks);
-    s->partials += 1 + blocks - first_blocks;
-}
-
-static bool decodes(const struct step *s, int32_t row)
-{
-    return (row == 0 || s->rows.slot[row - 1] != s->rows.slot[row]) &&
-           (row + 1 == s->rows.n || s->rows.slot[row + 1] != s->rows.slot[row]);
-}
-
-static void pack_decode(struct cuda_backend *b, const struct step *s, struct step_block *h)
-{
-    const int32_t heads = b->opts.n_kv_heads, workers = cuda_decode_workers(b);
-    struct sharing share = {.workers = 0};
-    int64_t keys = 0, blocks = 0;
-    b->n_spans = b->n_merges = 0;
-    memset(h->decode_starts, 0, ((size_t)workers + 1) * sizeof *h->decode_starts);
-    for (int32_t r = 0; r < s->rows.n; r++) {
-        if (!decodes(s, r))
-            continue;
-        keys += (s->rows.position[r] + 1 + SPAN_COST) * heads;
-        blocks += (s->rows.position[r] / ATTENTION_BLOCK + 1) * heads;
-    }
-    if (blocks == 0)
-        return;
-    share.workers = (int32_t)TR_MIN(blocks, workers);
-    share.share = (double)keys / share.workers;
-    for (int32_t r = 0; r < s->rows.n; r++)
-        for (int32_t head = 0; head < heads && decodes(s, r); head++)
-            pack_row(b, h, &share, r, head, s->rows.position[r] + 1, s->rows.slot[r]);
-    for (int32_t w = 0; w < workers; w++)
-        h->decode_starts[w + 1] += h->decode_starts[w];
-}
-
-/* A sequence with one row decodes; one with more prefills, 128 packed rows an item. Both kernels
- * give a row the same bits, so this choice is about speed alone. */
-static void pack_prefill(struct cuda_backend *b, const struct step *s, struct step_block *h)
-{
-    const int32_t group = b->opts.n_heads / b->opts.n_kv_heads;
-    b->n_prefill = 0;
-    for (int32_t r = 0; r < s->rows.n;) {
-        int32_t end = r + 1;
-        while (end < s->rows.n && s->rows.slot[end] == s->rows.slot[r])
-            end++;
-        const int32_t packed = end - r > 1 ? (end - r) * group : 0;
-        for (int32_t head = 0; head < b->opts.n_kv_heads; head++)
-            for (int32_t p = 0; p < packed; p += PREFILL_ROWS_MAX) {
-                CHECK(b->n_prefill < b->prefill_cap);
-                h->prefill[b->n_prefill++] = INT4(r, p, TR_MIN(PREFILL_ROWS_MAX, packed - p), head);
-            }
-        r = end;
-    }
-    *h->n_prefill = b->n_prefill;
 }
 
 /* A page may be copied from in the step that copies into it; the device makes all copies at once,
@@ -277,9 +177,8 @@ int cuda_step_begin(struct backend *base, const struct step *s, struct err *err)
     if (rc < 0)
         return rc;
     pack_copies(s, h);
-    pack_decode(b, s, h);
-    pack_prefill(b, s, h);
-    /* n_prefill .. logit_rows stand together; the lists behind them go up as far as they are
+    cuda_attention_lists(b, &s->rows, h);
+    /* tile_starts .. logit_rows stand together; the lists behind them go up as far as they are
      * filled. */
     const size_t head = (size_t)((unsigned char *)h->deltas - h->base);
     cudaError_t e =
@@ -295,7 +194,9 @@ int cuda_step_begin(struct backend *base, const struct step *s, struct err *err)
     if (e == cudaSuccess)
         e = upload(b, f, h->merges, (size_t)b->n_merges * sizeof *h->merges);
     if (e == cudaSuccess)
-        e = upload(b, f, h->prefill, (size_t)b->n_prefill * sizeof *h->prefill);
+        e = upload(b, f, h->tiles, 2 * (size_t)b->lists.n_tiles * sizeof *h->tiles);
+    if (e == cudaSuccess)
+        e = upload(b, f, h->tile_rows, (size_t)b->lists.n_rows * sizeof *h->tile_rows);
     if (e == cudaSuccess)
         e = upload(b, f, h->ids, (size_t)n_ids * 4);
     if (e == cudaSuccess)

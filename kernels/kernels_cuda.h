@@ -20,28 +20,34 @@ typedef uint16_t bf16; /* the host only passes pointers on */
 extern "C" {
 #endif
 
-/* Attention over paged keys [page][G][K|V][64][Dh], pieces swizzled (attention.cuh). Work lists are
- * built by the host. Decode: worker w of 4 * grid walks spans decode_starts[w] .. [w + 1]; a span
- * is two int4, (row, kv head, first block of 512 keys, last + 1) and (keys of the row, slot,
- * partial or -1 when the span is the whole row, -). A cut row's first span leaves one merged
- * partial, later spans one a block, at consecutive places; merges[n_merges] = (row, kv head, first
- * partial, partials). Prefill: an item is (first row, first packed row, rows, kv head), packed row
- * = token * group + head, all of one sequence, at most 128. */
+/* Attention over paged keys (attention.cuh has the layout and the arithmetic). Work lists are built
+ * by the host. A packed row is token * group + head, group = query heads of a kv head.
+ * Decode: worker w of 4 * grid walks spans decode_starts[w] .. [w + 1]; a span is two int4, (row,
+ * kv head, first split of 128 keys, last + 1) and (keys of the row, slot, partial or -1 when the
+ * span is the whole row, prefix: first of the partials that hold the blocks before the first split,
+ * -1: none, -2: the span is not the row's first). A cut row's first span leaves one merged partial,
+ * later spans one a block of 512 keys, at consecutive places; merges[n_merges] = (row, kv head,
+ * first partial, partials).
+ * Tiles: CTA c walks tiles tile_starts[c] .. [c + 1]; a tile is two int4, (first row, first packed
+ * row, rows | first split << 8, kv head) and (keys, slot, -1, -) for at most 128 packed rows of one
+ * sequence, written to out; or, for the shared prefix of many, (first of tile_rows, 0, as before,
+ * as before) and (keys, a slot with these pages, partial, partials a row) for one block of keys:
+ * the state of row i goes to partial + i * partials a row. */
 struct attention_cuda {
     bf16 *out;       /* [T, H*Dh] */
     const bf16 *qkv; /* [T, qkv_stride] */
     const bf16 *kv;  /* this layer's arena */
     const int32_t *position, *slot, *block_table;
-    const int4 *decode, *merges, *prefill;
-    const int32_t *decode_starts; /* [4 * grid + 1] */
-    const int32_t *n_prefill;     /* device */
-    float *partial;               /* [partials][8][Dh + 2] */
+    const int4 *decode, *merges, *tiles;
+    const int32_t *decode_starts;           /* [4 * grid + 1] */
+    const int32_t *tile_starts, *tile_rows; /* [grid + 1] */
+    float *partial;                         /* [partials][8][Dh + 8] */
     int32_t qkv_stride, block_table_stride, n_heads, n_kv_heads, window;
     float scale_log2;
 };
 int attention_decode_cuda(const struct attention_cuda *a, int head_dim, int grid, int n_merges,
                           void *stream);
-int attention_prefill_cuda(const struct attention_cuda *a, int head_dim, int grid, void *stream);
+int attention_tile_cuda(const struct attention_cuda *a, int head_dim, int grid, void *stream);
 
 /* out[t, d] = table[tokens[i]]; a token < 0 stands for last[slot[i]], the id that slot sampled
  * last. */

@@ -1,27 +1,60 @@
-/* attention: the one split arithmetic (device side), used by the decode and the prefill kernel, so
- * a token's attention has the same bits through either.
+/* attention: what the decode and the tile kernel share, so that a token's attention has the same
+ * bits through either, and through a prefix that a group of rows shares.
  *
  * Spec. Keys are cut at absolute positions into splits of 128. Of one split and one query row:
  *   s_j = q . k_j (bf16 products, fp32 accumulation over head dims in steps of 16)
  *   m = max s_j over visible keys;  p_j = exp2(s_j * c - m * c), c = log2(e) / sqrt(Dh)
  *   l = sum p_j (fp32, unrounded: keys with equal j mod 8 from left to right, then the tree
- *       ((0+1)+(2+3))+((4+5)+(6+7)) over j mod 8);  O = sum bf16(p_j) v_j (fp32, keys in steps of
- * 16) States (m, l, O) merge by merge(): splits left to right within a block of 512 keys, blocks
- * left to right. A split without visible keys is the empty state, and merge(a, empty) = a exactly.
- */
+ *       ((0+1)+(2+3))+((4+5)+(6+7)) over j mod 8)
+ *   O = sum bf16(p_j) v_j (fp32, keys in steps of 16)
+ * States (m, l, O) merge by merge_of and merge_value: splits left to right within a block of 512
+ * keys, blocks left to right. A split without visible keys is the empty state, and
+ * merge(a, empty) = a exactly.
+ *
+ * A page holds, per kv head, K then V of 64 tokens in two chunks of 32: rows of at most 128 bytes
+ * (a head of 128 dims: its first halves, then its second halves), their 16-byte pieces swizzled as
+ * wgmma reads them. A chunk is contiguous, so one bulk copy brings it. */
 #ifndef TRANCHE_KERNELS_CUDA_ATTENTION_CUH
 #define TRANCHE_KERNELS_CUDA_ATTENTION_CUH
 
 #include "common.cuh"
 
-enum { SPLIT_KEYS = 128, CHUNK_KEYS = 32, CHUNKS = SPLIT_KEYS / CHUNK_KEYS, BLOCK_KEYS = 512 };
+enum {
+    PAGE_KEYS = 64,
+    CHUNK_KEYS = 32,
+    SPLIT_KEYS = 128,
+    BLOCK_KEYS = 512,
+    CHUNKS = SPLIT_KEYS / CHUNK_KEYS,
+    BLOCK_SPLITS = BLOCK_KEYS / SPLIT_KEYS,
+    GROUP_MAX = 8, /* query heads of a kv head */
+};
 
-/* K and V rows stand in pages with their 16-byte pieces XOR-swizzled by the row (written so by
- * rope_kv): piece i of row r lies at i ^ (r & 7), & 3 where a row has only four. A linear copy to
- * shared memory then reads without conflicts (two-way with four pieces). */
-template <int DH> DEVICE uint32_t tile_address(uint32_t base, int row, int piece)
+template <int DH> struct chunk_layout {
+    enum {
+        ROW_BYTES = DH >= 64 ? 128 : DH * 2,
+        PIECES = ROW_BYTES / 16, /* of a row */
+        PARTS = DH * 2 / ROW_BYTES,
+        PART_BYTES = CHUNK_KEYS * ROW_BYTES,
+        BYTES = PARTS * PART_BYTES,
+        STATE_FLOATS = DH + 8, /* of one head in struct attention_cuda's partial: O, m, l, - */
+    };
+};
+
+/* Bytes from a chunk's begin to a piece (of 16 bytes) of a row. */
+template <int DH> DEVICE int chunk_offset(int row, int piece)
 {
-    return base + static_cast<uint32_t>(row * DH * 2 + ((piece ^ (row & (DH >= 64 ? 7 : 3))) << 4));
+    typedef chunk_layout<DH> at;
+    const int turn = DH >= 64 ? row & 7 : (row >> 1) & 3;
+    return piece / at::PIECES * at::PART_BYTES + row * at::ROW_BYTES +
+           (((piece % at::PIECES) ^ turn) << 4);
+}
+
+/* exp2 to 2 ulp; below 2^-126 it is 0. */
+DEVICE float exp2_of(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+    return y;
 }
 
 /* Weights of a merge; a state without keys has m = -inf and is left out exactly. */
@@ -32,9 +65,14 @@ DEVICE merge_weights merge_of(float ma, float mb, float scale_log2)
 {
     merge_weights w;
     w.m = fmaxf(ma, mb);
-    w.a = ma == -INFINITY ? 0.f : exp2f(__fmul_rn(__fsub_rn(ma, w.m), scale_log2));
-    w.b = mb == -INFINITY ? 0.f : exp2f(__fmul_rn(__fsub_rn(mb, w.m), scale_log2));
+    w.a = ma == -INFINITY ? 0.f : exp2_of(__fmul_rn(__fsub_rn(ma, w.m), scale_log2));
+    w.b = mb == -INFINITY ? 0.f : exp2_of(__fmul_rn(__fsub_rn(mb, w.m), scale_log2));
     return w;
+}
+/* Of two states with keys. */
+DEVICE float merge_full(float va, float vb, const merge_weights &w)
+{
+    return __fmaf_rn(vb, w.b, __fmul_rn(va, w.a));
 }
 DEVICE float merge_value(float va, float vb, float ma, float mb, const merge_weights &w)
 {
@@ -42,98 +80,7 @@ DEVICE float merge_value(float va, float vb, float ma, float mb, const merge_wei
         return va;
     if (ma == -INFINITY)
         return vb;
-    return __fmaf_rn(vb, w.b, __fmul_rn(va, w.a));
-}
-
-/* One warp, 16 query rows, one split. Lane (g = lane / 4, t = lane % 4) holds rows g and g + 8:
- * index 0 and 1 of lo, hi, m, l. Visible keys of row i: lo[i] <= key < hi[i] (absolute).
- * tiles.k(c) / tiles.v(c) wait for chunk c (32 keys) and return its shared address; tiles.done()
- * says that the warp has read it. Chunks outside [chunk_lo, chunk_hi) hold no visible key of any
- * row. */
-template <int DH, class Tiles>
-DEVICE void split_run(const uint32_t (&q)[DH / 16][4], Tiles &tiles, int key0, const int (&lo)[2],
-                      const int (&hi)[2], int chunk_lo, int chunk_hi, float scale_log2,
-                      float (&o)[DH / 8][4], float (&m)[2], float (&l)[2])
-{
-    const int lane = threadIdx.x & 31;
-    float s[SPLIT_KEYS / 8][4];
-#pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
-        const bool live = c >= chunk_lo && c < chunk_hi;
-        const uint32_t base = live ? tiles.k(c) : 0u;
-#pragma unroll
-        for (int nt = 0; nt < CHUNK_KEYS / 8; nt++) {
-            float(&d)[4] = s[c * (CHUNK_KEYS / 8) + nt];
-            d[0] = d[1] = d[2] = d[3] = 0.f;
-            if (!live)
-                continue;
-#pragma unroll
-            for (int kk = 0; kk < DH / 32; kk++) {
-                uint32_t b[4];
-                load_matrix_x4(b,
-                               tile_address<DH>(base, nt * 8 + (lane & 7), kk * 4 + (lane >> 3)));
-                mma_bf16(d, q[2 * kk], b[0], b[1]);
-                mma_bf16(d, q[2 * kk + 1], b[2], b[3]);
-            }
-        }
-        if (live)
-            tiles.done();
-    }
-    m[0] = m[1] = -INFINITY;
-#pragma unroll
-    for (int n = 0; n < SPLIT_KEYS / 8; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int key = key0 + n * 8 + (lane & 3) * 2 + (i & 1), r = i >> 1;
-            s[n][i] = key >= lo[r] && key < hi[r] ? s[n][i] : -INFINITY;
-            m[r] = fmaxf(m[r], s[n][i]);
-        }
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        m[r] = fmaxf(m[r], __shfl_xor_sync(0xffffffffu, m[r], 1));
-        m[r] = fmaxf(m[r], __shfl_xor_sync(0xffffffffu, m[r], 2));
-    }
-    uint32_t p[SPLIT_KEYS / 16][4];
-    float odd[2] = {0.f, 0.f};
-    l[0] = l[1] = 0.f;
-#pragma unroll
-    for (int n = 0; n < SPLIT_KEYS / 8; n++) {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const float shift = m[r] == -INFINITY ? 0.f : __fmul_rn(m[r], scale_log2);
-            const float p0 = exp2f(__fmaf_rn(s[n][2 * r], scale_log2, -shift));
-            const float p1 = exp2f(__fmaf_rn(s[n][2 * r + 1], scale_log2, -shift));
-            l[r] = __fadd_rn(l[r], p0);
-            odd[r] = __fadd_rn(odd[r], p1);
-            p[n / 2][(n & 1) * 2 + r] = pack_bf16(p0, p1);
-        }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        l[r] = __fadd_rn(l[r], odd[r]);
-        l[r] = __fadd_rn(l[r], __shfl_xor_sync(0xffffffffu, l[r], 1));
-        l[r] = __fadd_rn(l[r], __shfl_xor_sync(0xffffffffu, l[r], 2));
-    }
-#pragma unroll
-    for (int n = 0; n < DH / 8; n++)
-        o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0.f;
-#pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
-        if (c < chunk_lo || c >= chunk_hi)
-            continue;
-        const uint32_t base = tiles.v(c);
-#pragma unroll
-        for (int kk = 0; kk < CHUNK_KEYS / 16; kk++)
-#pragma unroll
-            for (int n = 0; n < DH / 16; n++) {
-                uint32_t b[4];
-                load_matrix_x4_trans(
-                    b, tile_address<DH>(base, kk * 16 + (lane & 15), n * 2 + (lane >> 4)));
-                mma_bf16(o[2 * n], p[c * (CHUNK_KEYS / 16) + kk], b[0], b[1]);
-                mma_bf16(o[2 * n + 1], p[c * (CHUNK_KEYS / 16) + kk], b[2], b[3]);
-            }
-        tiles.done();
-    }
+    return merge_full(va, vb, w);
 }
 
 #endif

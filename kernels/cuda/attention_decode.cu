@@ -1,28 +1,31 @@
 /* attention_decode: one new token a sequence against its paged keys. Each warp works alone: it
- * walks a list of spans (blocks of 512 keys of one row and kv head, in order), streams keys and
- * values through a private ring of bulk copies, and keeps the running state in registers. The query
- * heads of a group are the eight columns of the tensor-core tile, keys (then head dims) its sixteen
- * rows: S^T = K Q^T and O^T = V^T P^T, so no row of the tile is padding. The sums have the order of
- * split_run: its bits. A row whose blocks are cut over several warps meets through fp32 partials in
- * a second kernel: the first span's merged state, then each later block's, left to right.
+ * walks a list of spans (splits of one row and kv head, in order), streams keys and values through
+ * a private ring of bulk copies, and keeps the running state in registers. The query heads of a
+ * group are the eight columns of the tensor-core tile, keys (then head dims) its sixteen rows: S^T
+ * = K Q^T and O^T = V^T P^T, so no row of the tile is padding. The sums have the order of
+ * attention_tile: its bits. A row that shares a prefix goes on from the states that attention_tile
+ * left of the prefix's blocks. A row whose blocks are cut over several warps meets through fp32
+ * partials in a second kernel: the first span's merged state, then each later block's, left to
+ * right.
  *
  * Ladder, share of copy at 1408 x 192, 1877 x 1024, 64 x 8192, 8 x 32768 keys (H200):
  *   1. a CTA a block, a split a warp, heads as rows padded to 16: 51, 68, 23, 12 %
  *   2. rows of few blocks whole to one CTA, loads of the next unit ahead of the merge: 51, 95, 31,
  * 12 %
  *   3. this version: a warp a span, heads as columns: 78, 92, 84, 67 %.
- *   Lost: spans handed out by a counter (80, 91, 83, 52 %), a ring of two stages (80, 90, 82, 67 %). */
+ *   Lost: spans handed out by a counter (80, 91, 83, 52 %), a ring of two stages (80, 90, 82, 67
+ * %). */
 #include "attention.cuh"
 #include "kernels/kernels_cuda.h"
 
-enum { WARPS = 4, STAGES = 3, GROUP_MAX = 8, MERGE_THREADS = 256, MERGE_AHEAD = 16 };
+enum { WARPS = 4, STAGES = 3, MERGE_THREADS = 256, MERGE_AHEAD = 16 };
 
 /* One split of a span, with what its loads need. */
 struct unit {
     int row, head, slot, n_keys; /* of the span */
     int split, split_end;        /* this one; the span's last one + 1 */
     int partial; /* where the span's (first) state goes, or -1: it is the whole row */
-    bool first;  /* the span begins with the row */
+    int prefix;  /* partials of the blocks before the row's first split; -1: none, -2: no first */
     int lo, hi;  /* visible keys of the split */
     int page0, page1;
     int first_chunk, last_chunk, issued;
@@ -36,9 +39,10 @@ struct unit {
         const int key0 = split * SPLIT_KEYS;
         lo = a.window > 0 ? max(n_keys - a.window, key0) : key0;
         hi = min(n_keys, key0 + SPLIT_KEYS);
-        const int32_t *pages = a.block_table + (int64_t)slot * a.block_table_stride + key0 / 64;
-        page0 = lo < min(hi, key0 + 64) ? __ldg(pages) : 0;
-        page1 = max(lo, key0 + 64) < hi ? __ldg(pages + 1) : 0;
+        const int32_t *pages =
+            a.block_table + (int64_t)slot * a.block_table_stride + key0 / PAGE_KEYS;
+        page0 = lo < min(hi, key0 + PAGE_KEYS) ? __ldg(pages) : 0;
+        page1 = max(lo, key0 + PAGE_KEYS) < hi ? __ldg(pages + 1) : 0;
         first_chunk = lo < hi ? (lo - key0) / CHUNK_KEYS : 0;
         last_chunk = lo < hi ? (hi - key0 + CHUNK_KEYS - 1) / CHUNK_KEYS : 0;
         issued = 0;
@@ -49,7 +53,7 @@ struct unit {
 struct walk {
     int index, end;
     int4 place,
-        keys; /* the span at index: (row, head, block, block end), (keys, slot, partial, -) */
+        keys; /* the span at index: (row, head, split, split end), (keys, slot, partial, prefix) */
 
     METHOD void fetch(const struct attention_cuda &a)
     {
@@ -66,12 +70,8 @@ struct walk {
         } else {
             if (index >= end)
                 return false;
-            u.row = place.x, u.head = place.y, u.n_keys = keys.x, u.slot = keys.y,
-            u.partial = keys.z;
-            u.split = place.z * (BLOCK_KEYS / SPLIT_KEYS);
-            u.split_end =
-                min(place.w * (BLOCK_KEYS / SPLIT_KEYS), (keys.x + SPLIT_KEYS - 1) / SPLIT_KEYS);
-            u.first = place.z == 0;
+            u.row = place.x, u.head = place.y, u.split = place.z, u.split_end = place.w;
+            u.n_keys = keys.x, u.slot = keys.y, u.partial = keys.z, u.prefix = keys.w;
             index++;
             fetch(a);
         }
@@ -83,7 +83,7 @@ struct walk {
 /* The warp's ring of 32-key chunks: the K chunks of a split in order, then its V chunks, then the
  * next split's: loads run across splits and spans. */
 template <int DH> struct ring {
-    enum { BYTES = CHUNK_KEYS * DH * 2 };
+    enum { BYTES = chunk_layout<DH>::BYTES };
     uint32_t data, barriers; /* shared addresses */
     int issued, taken;       /* over the kernel's life: stage = count % STAGES */
 
@@ -92,8 +92,9 @@ template <int DH> struct ring {
         const int live = u.last_chunk - u.first_chunk, value = u.issued >= live;
         const int c = u.first_chunk + u.issued - (value ? live : 0), stage = issued % STAGES;
         const bf16 *src =
-            a.kv + ((int64_t)(c < 2 ? u.page0 : u.page1) * a.n_kv_heads + u.head) * (2 * 64 * DH) +
-            (value * 64 + (c & 1) * CHUNK_KEYS) * DH;
+            a.kv +
+            ((int64_t)(c < 2 ? u.page0 : u.page1) * a.n_kv_heads + u.head) * (2 * PAGE_KEYS * DH) +
+            (value * PAGE_KEYS + (c & 1) * CHUNK_KEYS) * DH;
         if ((threadIdx.x & 31) == 0) {
             barrier_expect(barriers + stage * 8, BYTES);
             bulk_load(data + stage * BYTES, src, BYTES, barriers + stage * 8);
@@ -194,7 +195,7 @@ DEVICE void scores(float (&s)[SPLIT_KEYS / 16][4], const uint32_t (&q)[DH / 16][
                     continue;
                 uint32_t k[4];
                 load_matrix_x4(
-                    k, tile_address<DH>(base, half * 16 + (lane & 15), kk * 2 + (lane >> 4)));
+                    k, base + chunk_offset<DH>(half * 16 + (lane & 15), kk * 2 + (lane >> 4)));
                 mma_bf16(d, k, q[kk][0], q[kk][1]);
             }
             const int key = u.split * SPLIT_KEYS + c * CHUNK_KEYS + half * 16 + (lane >> 2);
@@ -207,7 +208,8 @@ DEVICE void scores(float (&s)[SPLIT_KEYS / 16][4], const uint32_t (&q)[DH / 16][
     }
 }
 
-/* p^T as the B operand of O^T = V^T P^T, and the split's m and l: see split_run for the order. */
+/* p^T as the B operand of O^T = V^T P^T, and the split's m and l: see attention_tile for the order.
+ */
 template <int DH>
 DEVICE void probabilities(uint32_t (&p)[SPLIT_KEYS / 16][2], state<DH> &out,
                           const float (&s)[SPLIT_KEYS / 16][4], float scale_log2)
@@ -232,7 +234,7 @@ DEVICE void probabilities(uint32_t (&p)[SPLIT_KEYS / 16][2], state<DH> &out,
             float e[2];
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                e[r] = exp2f(__fmaf_rn(s[n][half * 2 + r], scale_log2, -shift[r]));
+                e[r] = exp2_of(__fmaf_rn(s[n][half * 2 + r], scale_log2, -shift[r]));
                 out.l[r] = __fadd_rn(out.l[r], e[r]);
             }
             p[n][half] = transpose_8x8(pack_bf16(e[0], e[1]));
@@ -248,9 +250,10 @@ DEVICE void probabilities(uint32_t (&p)[SPLIT_KEYS / 16][2], state<DH> &out,
 template <int DH> DEVICE void clear_tail(uint32_t base, int valid)
 {
     for (int i = threadIdx.x & 31; i < (CHUNK_KEYS - valid) * (DH / 8); i += 32)
-        asm volatile(
-            "st.shared.v4.u32 [%0], {%1,%1,%1,%1};\n" ::"r"(base + valid * DH * 2 + i * 16), "r"(0)
-            : "memory");
+        asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};\n" ::"r"(
+                         base + chunk_offset<DH>(valid + i / (DH / 8), i % (DH / 8))),
+                     "r"(0)
+                     : "memory");
     fence_async_shared();
     __syncwarp();
 }
@@ -279,8 +282,8 @@ DEVICE void split_decode(state<DH> &out, const uint32_t (&q)[DH / 16][2], ring<D
             for (int n = 0; n < DH / 16; n++) {
                 uint32_t v[4];
                 load_matrix_x4_trans(
-                    v, tile_address<DH>(base, half * 16 + (lane & 7) + ((lane >> 4) << 3),
-                                        n * 2 + ((lane >> 3) & 1)));
+                    v, base + chunk_offset<DH>(half * 16 + (lane & 7) + ((lane >> 4) << 3),
+                                               n * 2 + ((lane >> 3) & 1)));
                 mma_bf16(out.o[n], v, p[c * 2 + half][0], p[c * 2 + half][1]);
             }
         tiles.done(a, u, behind);
@@ -309,7 +312,7 @@ template <int DH> DEVICE void partial_write(const state<DH> &st, float *partial)
     const int g = (threadIdx.x & 31) >> 2, h = (threadIdx.x & 3) * 2;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float *to = partial + (h + r) * (DH + 2);
+        float *to = partial + (h + r) * chunk_layout<DH>::STATE_FLOATS;
 #pragma unroll
         for (int n = 0; n < DH / 16; n++) {
             to[n * 16 + g] = st.o[n][r];
@@ -320,6 +323,44 @@ template <int DH> DEVICE void partial_write(const state<DH> &st, float *partial)
             to[DH + 1] = st.l[r];
         }
     }
+}
+/* Heads beyond the group have a state of no keys. */
+template <int DH> DEVICE void partial_read(state<DH> &st, const float *partial, int group)
+{
+    const int g = (threadIdx.x & 31) >> 2, h = (threadIdx.x & 3) * 2;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const bool has = h + r < group;
+        const float *from = partial + (h + r) * chunk_layout<DH>::STATE_FLOATS;
+#pragma unroll
+        for (int n = 0; n < DH / 16; n++) {
+            st.o[n][r] = has ? __ldcg(from + n * 16 + g) : 0.f;
+            st.o[n][2 + r] = has ? __ldcg(from + n * 16 + 8 + g) : 0.f;
+        }
+        st.m[r] = has ? __ldcg(from + DH) : -INFINITY;
+        st.l[r] = has ? __ldcg(from + DH + 1) : 0.f;
+    }
+}
+
+template <int DH> DEVICE float *partial_at(const struct attention_cuda &a, int i)
+{
+    return a.partial + (int64_t)i * GROUP_MAX * chunk_layout<DH>::STATE_FLOATS;
+}
+
+/* The blocks before a span's first split: whole ones into total, the last one, if begun, into
+ * block. */
+template <int DH>
+DEVICE void prefix_read(state<DH> &total, state<DH> &block, const struct attention_cuda &a,
+                        const unit &u, int group)
+{
+    const int whole = u.split / BLOCK_SPLITS;
+#pragma unroll 1
+    for (int i = 0; i < whole; i++) {
+        partial_read<DH>(block, partial_at<DH>(a, u.prefix + i), group);
+        total.merge(block, a.scale_log2);
+    }
+    if (u.split % BLOCK_SPLITS != 0)
+        partial_read<DH>(block, partial_at<DH>(a, u.prefix + whole), group);
 }
 
 template <int DH>
@@ -341,7 +382,7 @@ __global__ void __launch_bounds__(WARPS * 32, 2) decode_kernel(struct attention_
     way.fetch(a);
     unit u, behind;
     u.split = u.split_end = u.issued = u.first_chunk = u.last_chunk = 0;
-    bool more = way.next(a, u), more_behind = false;
+    bool more = way.next(a, u), more_behind = false, begins = true;
     uint32_t q[DH / 16][2];
     state<DH> block, total;
     total.clear();
@@ -355,27 +396,31 @@ __global__ void __launch_bounds__(WARPS * 32, 2) decode_kernel(struct attention_
         if (!more_behind)
             behind.issued = behind.first_chunk = behind.last_chunk = 0;
         tiles.fill(a, u, behind);
-        if ((u.split & 3) == 0)
+        if (begins && u.prefix >= 0)
+            prefix_read<DH>(total, block, a, u, group);
+        if (u.split % BLOCK_SPLITS == 0)
             block.clear();
         if (u.lo < u.hi) {
             split_decode<DH>(part, q, tiles, a, u, behind);
             block.merge(part, a.scale_log2);
         }
         const bool span_ends = u.split + 1 == u.split_end,
-                   block_ends = (u.split & 3) == 3 || span_ends;
-        if (block_ends && u.first)
+                   block_ends = u.split % BLOCK_SPLITS == BLOCK_SPLITS - 1 || span_ends,
+                   first = u.prefix >= -1;
+        if (block_ends && first)
             total.merge(block, a.scale_log2);
-        if (block_ends && !u.first)
-            partial_write<DH>(block, a.partial + (int64_t)u.partial++ * GROUP_MAX * (DH + 2));
-        if (span_ends && u.first) {
+        if (block_ends && !first)
+            partial_write<DH>(block, partial_at<DH>(a, u.partial++));
+        if (span_ends && first) {
             if (u.partial < 0)
                 row_write<DH>(total, a, u, group);
             else
-                partial_write<DH>(total, a.partial + (int64_t)u.partial * GROUP_MAX * (DH + 2));
+                partial_write<DH>(total, partial_at<DH>(a, u.partial));
             total.clear();
         }
         const int partial = u.partial;
         more = more_behind;
+        begins = span_ends;
         if (more) {
             u = behind;
             if (span_ends)
@@ -393,9 +438,10 @@ __global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(struct attention_c
 {
     const int4 item = a.merges[blockIdx.x];
     const int group = a.n_heads / a.n_kv_heads;
-    const float *first = a.partial + (int64_t)item.z * GROUP_MAX * (DH + 2);
+    const int pitch = chunk_layout<DH>::STATE_FLOATS;
+    const float *first = partial_at<DH>(a, item.z);
     for (int i = threadIdx.x; i < group * DH; i += MERGE_THREADS) {
-        const float *p = first + (i / DH) * (DH + 2);
+        const float *p = first + (i / DH) * pitch;
         const int d = i % DH;
         float ma = -INFINITY, la = 0.f, oa = 0.f;
         for (int b0 = 0; b0 < item.w; b0 += MERGE_AHEAD) {
@@ -403,7 +449,7 @@ __global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(struct attention_c
 #pragma unroll
             for (int k = 0; k < MERGE_AHEAD; k++) {
                 const bool has = b0 + k < item.w;
-                const float *at = p + (int64_t)(has ? b0 + k : 0) * GROUP_MAX * (DH + 2);
+                const float *at = p + (int64_t)(has ? b0 + k : 0) * GROUP_MAX * pitch;
                 o[k] = __ldcg(at + d);
                 m[k] = has ? __ldcg(at + DH) : -INFINITY;
                 l[k] = __ldcg(at + DH + 1);

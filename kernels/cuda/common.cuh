@@ -73,6 +73,11 @@ DEVICE void barrier_expect(uint32_t barrier, uint32_t bytes)
                  : "memory");
 }
 
+DEVICE void barrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+
 DEVICE void barrier_wait(uint32_t barrier, uint32_t parity)
 {
     asm volatile("{\n.reg .pred p;\n"

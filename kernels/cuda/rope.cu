@@ -1,15 +1,16 @@
 /* rope: q/k norm where the family has it, rotary embedding (Su et al. 2021; pairs i and i + Dh/2),
- * and the write of K and V into their pages. One warp a (row, head). Pages hold each row's 16-byte
- * pieces XOR-swizzled: attention.cuh, tile_address. */
-#include "common.cuh"
+ * and the write of K and V into their pages, laid out as attention.cuh says. One warp a (row,
+ * head). */
+#include "attention.cuh"
 #include "kernels/kernels_cuda.h"
 
-enum { ROPE_WARPS = 8, PAGE_TOKENS = 64 };
+enum { ROPE_WARPS = 8 };
 
-/* Element e of row r within a page's K or V tile, in elements. */
-template <int DH> DEVICE int swizzled(int r, int e)
+/* Element e of row r within a page's K or V, in elements. */
+template <int DH> DEVICE int page_element(int r, int e)
 {
-    return r * DH + ((((e >> 3) ^ (r & (DH >= 64 ? 7 : 3))) << 3) | (e & 7));
+    return r / CHUNK_KEYS * (CHUNK_KEYS * DH) + chunk_offset<DH>(r % CHUNK_KEYS, e >> 3) / 2 +
+           (e & 7);
 }
 
 template <int DH> __global__ void __launch_bounds__(ROPE_WARPS * 32) rope_kernel(struct rope_cuda a)
@@ -58,13 +59,13 @@ template <int DH> __global__ void __launch_bounds__(ROPE_WARPS * 32) rope_kernel
         return;
     bf16 *out_lo = x + e0, *out_hi = x + DH / 2 + e0;
     if (!is_q) {
-        const int kv_head = (head - a.n_heads) % a.n_kv_heads, r = position % PAGE_TOKENS;
+        const int kv_head = (head - a.n_heads) % a.n_kv_heads, r = position % PAGE_KEYS;
         const int64_t page =
-            a.block_table[(int64_t)a.slot[row] * a.block_table_stride + position / PAGE_TOKENS];
+            a.block_table[(int64_t)a.slot[row] * a.block_table_stride + position / PAGE_KEYS];
         bf16 *tile =
-            a.kv + ((page * a.n_kv_heads + kv_head) * 2 + (is_k ? 0 : 1)) * (PAGE_TOKENS * DH);
-        out_lo = tile + swizzled<DH>(r, e0);
-        out_hi = tile + swizzled<DH>(r, DH / 2 + e0);
+            a.kv + ((page * a.n_kv_heads + kv_head) * 2 + (is_k ? 0 : 1)) * (PAGE_KEYS * DH);
+        out_lo = tile + page_element<DH>(r, e0);
+        out_hi = tile + page_element<DH>(r, DH / 2 + e0);
     }
     if (PAIRS == 2) {
         *reinterpret_cast<uint32_t *>(out_lo) = pack_bf16(lo[0], lo[PAIRS - 1]);
@@ -89,24 +90,35 @@ extern "C" int rope_kv_cuda(const struct rope_cuda *a, int head_dim, void *strea
 }
 
 /* First n tokens of every head's K and V, every layer: the tail of a shared prefix. */
-__global__ void kv_copy_kernel(uint4 *kv, int64_t layer_pieces, int64_t page_pieces,
-                               int tile_pieces, const int4 *copies)
+template <int DH>
+__global__ void kv_copy_kernel(uint4 *kv, int64_t layer_pieces, int n_kv_heads, const int4 *copies)
 {
+    enum { CHUNK = CHUNK_KEYS * DH / 8, ROW = chunk_layout<DH>::PIECES };
     const int4 c = copies[blockIdx.x]; /* from, to, tokens, - */
-    const int row_pieces = tile_pieces / PAGE_TOKENS;
-    const int64_t n = page_pieces;
+    const int64_t n = (int64_t)n_kv_heads * 2 * (PAGE_KEYS / CHUNK_KEYS) * CHUNK;
     uint4 *layer = kv + (int64_t)blockIdx.y * layer_pieces;
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x)
-        if ((int)(i % tile_pieces) < c.z * row_pieces)
-            layer[(int64_t)c.y * page_pieces + i] = layer[(int64_t)c.x * page_pieces + i];
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        const int token = i / CHUNK % (PAGE_KEYS / CHUNK_KEYS) * CHUNK_KEYS + i / ROW % CHUNK_KEYS;
+        if (token < c.z)
+            layer[c.y * n + i] = layer[c.x * n + i];
+    }
 }
 
-extern "C" int kv_copy_cuda(__nv_bfloat16 *kv, int64_t layer_elements, int n_layers, int n_kv_heads,
+template <int DH>
+static int kv_copy_launch(bf16 *kv, int64_t layer_elements, int n_layers, int n_kv_heads,
+                          const int4 *copies, int n_copies, cudaStream_t stream)
+{
+    kv_copy_kernel<DH><<<dim3((unsigned)n_copies, (unsigned)n_layers), 256, 0, stream>>>(
+        reinterpret_cast<uint4 *>(kv), layer_elements / 8, n_kv_heads, copies);
+    return (int)cudaGetLastError();
+}
+
+extern "C" int kv_copy_cuda(bf16 *kv, int64_t layer_elements, int n_layers, int n_kv_heads,
                             int head_dim, const int4 *copies, int n_copies, void *stream)
 {
-    const int tile = PAGE_TOKENS * head_dim / 8;
-    kv_copy_kernel<<<dim3((unsigned)n_copies, (unsigned)n_layers), 256, 0, (cudaStream_t)stream>>>(
-        reinterpret_cast<uint4 *>(kv), layer_elements / 8, (int64_t)tile * 2 * n_kv_heads, tile,
-        copies);
-    return (int)cudaGetLastError();
+    cudaStream_t s = static_cast<cudaStream_t>(stream);
+    return (head_dim == 128  ? kv_copy_launch<128>
+            : head_dim == 64 ? kv_copy_launch<64>
+                             : kv_copy_launch<32>)(kv, layer_elements, n_layers, n_kv_heads, copies,
+                                                   n_copies, s);
 }

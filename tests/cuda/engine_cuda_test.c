@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "engine/backend_cuda.h"
 #include "engine/engine.h"
 #include "engine/log.h"
 #include "engine/model.h"
@@ -33,6 +34,7 @@ struct how {
     bool no_sharing;
     bool greedy; /* all jobs plain greedy with the two best logprobs */
     enum engine_kind kind;
+    int32_t share_from; /* rows x splits from which prefixes are read together; 0: the default */
 };
 
 static void verdict(bool ok, const char *name, const char *detail)
@@ -162,6 +164,7 @@ static void park_some(struct engine *e, const struct how *h, struct job *jobs, i
 
 static struct engine_stats run(const struct how *h, struct job *jobs)
 {
+    backend_cuda_share_from(h->share_from);
     struct engine *e = engine_for(h);
     struct engine_stats stats;
     struct finished f[N];
@@ -223,7 +226,7 @@ static void expect_same(const struct how *h, const struct engine_stats *stats)
  * (0.25); behind it the texts differ and say nothing. */
 static void beside_cpu(void)
 {
-    struct how h = {"cpu", 16, 512, 512, 0, 1, 0, false, true, ENGINE_CPU};
+    struct how h = {"cpu", 16, 512, 512, 0, 1, 0, false, true, ENGINE_CPU, 0};
     int compared = 0, wrong = 0, close_calls = 0;
     double gap = 0;
     char detail[160];
@@ -250,26 +253,31 @@ static void beside_cpu(void)
 }
 
 static const struct how grid[] = {
-    {"alone again", 1, 512, 512, 0, 1, 0, true, false, ENGINE_CUDA},
-    {"two at once", 2, 256, 256, 0, 1, 0, false, false, ENGINE_CUDA},
-    {"seven at once, another order", 7, 256, 256, 0, 5, 0, false, false, ENGINE_CUDA},
-    {"48 at once", 48, 2816, 2816, 0, 1, 0, false, false, ENGINE_CUDA},
-    {"48 at once, nothing shared", 48, 2816, 2816, 0, 1, 0, true, false, ENGINE_CUDA},
-    {"chunks of 1", 48, 64, 1, 0, 7, 0, false, false, ENGINE_CUDA},
-    {"chunks of 100", 16, 200, 100, 0, 11, 0, false, false, ENGINE_CUDA},
-    {"chunks of 7, nothing shared", 7, 64, 7, 0, 1, 0, true, false, ENGINE_CUDA},
-    {"few pages: evicted", 48, 512, 512, 6, 1, 0, false, false, ENGINE_CUDA},
-    {"few pages, nothing shared", 48, 512, 100, 3, 5, 0, true, false, ENGINE_CUDA},
-    {"parked at every 7th token", 48, 512, 512, 0, 1, 7, false, false, ENGINE_CUDA},
-    {"parked at every 7th, nothing shared", 9, 512, 64, 0, 1, 7, true, false, ENGINE_CUDA},
-    {"parked at every token", 12, 512, 64, 0, 1, 1, false, false, ENGINE_CUDA},
+    {"alone again", 1, 512, 512, 0, 1, 0, true, false, ENGINE_CUDA, 0},
+    {"two at once", 2, 256, 256, 0, 1, 0, false, false, ENGINE_CUDA, 0},
+    {"seven at once, another order", 7, 256, 256, 0, 5, 0, false, false, ENGINE_CUDA, 0},
+    {"48 at once", 48, 2816, 2816, 0, 1, 0, false, false, ENGINE_CUDA, 0},
+    {"48 at once, nothing shared", 48, 2816, 2816, 0, 1, 0, true, false, ENGINE_CUDA, 0},
+    {"48 at once, prefixes apart", 48, 2816, 2816, 0, 1, 0, false, false, ENGINE_CUDA, 1 << 30},
+    {"48 at once, prefixes together", 48, 2816, 2816, 0, 5, 0, false, false, ENGINE_CUDA, 1},
+    {"chunks of 60, prefixes together", 48, 120, 60, 0, 7, 0, false, false, ENGINE_CUDA, 1},
+    {"few pages, prefixes together", 48, 512, 512, 6, 1, 0, false, false, ENGINE_CUDA, 1},
+    {"parked, prefixes together", 48, 512, 512, 0, 1, 7, false, false, ENGINE_CUDA, 1},
+    {"chunks of 1", 48, 64, 1, 0, 7, 0, false, false, ENGINE_CUDA, 0},
+    {"chunks of 100", 16, 200, 100, 0, 11, 0, false, false, ENGINE_CUDA, 0},
+    {"chunks of 7, nothing shared", 7, 64, 7, 0, 1, 0, true, false, ENGINE_CUDA, 0},
+    {"few pages: evicted", 48, 512, 512, 6, 1, 0, false, false, ENGINE_CUDA, 0},
+    {"few pages, nothing shared", 48, 512, 100, 3, 5, 0, true, false, ENGINE_CUDA, 0},
+    {"parked at every 7th token", 48, 512, 512, 0, 1, 7, false, false, ENGINE_CUDA, 0},
+    {"parked at every 7th, nothing shared", 9, 512, 64, 0, 1, 7, true, false, ENGINE_CUDA, 0},
+    {"parked at every token", 12, 512, 64, 0, 1, 1, false, false, ENGINE_CUDA, 0},
 };
 
 int main(int argc, char **argv)
 {
     log_setup(getenv("VERBOSE") ? LOG_DEBUG : LOG_WARN, LOG_LOGFMT, 1);
     for (int i = 1; i < argc; i++) {
-        const struct how one = {"alone", 1, 512, 512, 0, 1, 0, true, false, ENGINE_CUDA};
+        const struct how one = {"alone", 1, 512, 512, 0, 1, 0, true, false, ENGINE_CUDA, 0};
         struct err err = {0};
         char detail[160];
         int thought = 0, sampled = 0;

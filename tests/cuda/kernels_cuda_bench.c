@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine/backend_cuda.h"
 #include "kernels/kernels_cuda.h"
@@ -65,8 +66,9 @@ static double copy_rate(void)
     return 2.0 * (double)bytes / timer_median(&t) * 1e-9; /* TB/s */
 }
 
-/* Decode attention of `slots` sequences at context `ctx`, R1-Distill-Qwen-1.5B's heads. */
-static void decode_row(int slots, int ctx, int chunk, double copy)
+/* Attention of `slots` sequences at context `ctx`, their last `chunk` tokens, the first `shared`
+ * pages in common; R1-Distill-Qwen-1.5B's heads. */
+static void attention_row(int slots, int ctx, int chunk, int shared, double copy)
 {
     struct err err = {0};
     struct backend *b;
@@ -95,7 +97,7 @@ static void decode_row(int slots, int ctx, int chunk, double copy)
     int32_t *table = malloc((size_t)o.n_pages * 4), *position = malloc((size_t)rows * 4);
     int32_t *slot = malloc((size_t)rows * 4), *tokens = calloc((size_t)rows, 4);
     for (int i = 0; i < o.n_pages; i++)
-        table[i] = (int)((int64_t)i * 7919 % o.n_pages);
+        table[i] = (int)((int64_t)(i % pages < shared ? i % pages : i) * 7919 % o.n_pages);
     for (int i = 0; i < rows; i++)
         slot[i] = i / chunk, position[i] = ctx - chunk + i % chunk;
     struct step step = {.rows = {rows, position, slot, table, pages}, .tokens = tokens};
@@ -108,7 +110,10 @@ static void decode_row(int slots, int ctx, int chunk, double copy)
     timer_open(&t);
     TIMED(&t, stream, b->ops->attention(b, &out, &qkv, 0, &shape));
     const double ms = timer_median(&t);
-    if (chunk == 1) {
+    if (chunk == 1 && shared > 0) {
+        printf("decode  %5d slots ctx %6d, %d in common  %8.1f us\n", slots, ctx, shared * 64,
+               ms * 1e3);
+    } else if (chunk == 1) {
         const double rate = (double)slots * ctx * 1024.0 / ms * 1e-9;
         printf("decode  %5d slots ctx %6d  %8.1f us  %6.2f TB/s of keys and values  %5.1f %% of "
                "copy\n",
@@ -151,21 +156,24 @@ static void elementwise_rows(double copy)
     cudaFree(x), cudaFree(y), cudaFree(w);
 }
 
-int main(void)
+/* usage: kernels_cuda_bench [attention] */
+int main(int argc, char **argv)
 {
     for (size_t i = 0; i < TR_COUNT(noise); i++)
         noise[i] = (uint16_t)((rand() & 0x80ff) | 0x3e00 | (rand() & 0x100)); /* +-0.125 .. 1 */
     const double copy = copy_rate();
     printf("%s: copy %.2f TB/s\n", backend_cuda_device_name(0), copy);
-    decode_row(1408, 192, 1, copy);
-    decode_row(1877, 1024, 1, copy);
-    decode_row(1100, 1450, 1, copy);
-    decode_row(64, 8192, 1, copy);
-    decode_row(8, 32768, 1, copy);
-    decode_row(1, 32768, 1, copy);
-    decode_row(22, 128, 128, copy);
-    decode_row(5, 512, 512, copy);
-    decode_row(1, 4096, 1024, copy);
+    static const int rows[][4] = {
+        {1408, 192, 1, 0},  {1877, 1024, 1, 0}, {1100, 1450, 1, 0}, {64, 8192, 1, 0},
+        {8, 32768, 1, 0},   {1, 32768, 1, 0},   {1099, 1132, 1, 0}, {1099, 1132, 1, 15},
+        {32, 1132, 1, 15},  {32, 8192, 1, 120}, {11, 128, 128, 0},  {22, 128, 128, 0},
+        {5, 512, 512, 0},   {1, 4096, 1024, 0}, {17, 1100, 100, 0}, {17, 1100, 100, 15},
+        {32, 4096, 512, 0},
+    };
+    for (size_t i = 0; i < TR_COUNT(rows); i++)
+        attention_row(rows[i][0], rows[i][1], rows[i][2], rows[i][3], copy);
+    if (argc > 1 && strcmp(argv[1], "attention") == 0)
+        return 0;
     elementwise_rows(copy);
     return 0;
 }

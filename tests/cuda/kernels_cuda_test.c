@@ -55,7 +55,8 @@ static void must(int rc, const struct err *err)
     }
 }
 
-static void rig_open(struct rig *r, int heads, int kv_heads, int head_dim, int positions, int rows)
+static void rig_open_slots(struct rig *r, int heads, int kv_heads, int head_dim, int positions,
+                           int rows, int slots)
 {
     struct err err = {0};
     memset(r, 0, sizeof *r);
@@ -63,8 +64,8 @@ static void rig_open(struct rig *r, int heads, int kv_heads, int head_dim, int p
     r->o = (struct backend_opts){.rows_cap = rows,
                                  .logits_cap = 16,
                                  .n_layers = 1,
-                                 .slots = 8,
-                                 .n_pages = 8 * pages_per_slot,
+                                 .slots = slots,
+                                 .n_pages = slots * pages_per_slot,
                                  .pages_per_slot = pages_per_slot,
                                  .n_heads = heads,
                                  .n_kv_heads = kv_heads,
@@ -89,6 +90,11 @@ static void rig_open(struct rig *r, int heads, int kv_heads, int head_dim, int p
     r->cpu_kv =
         (struct kv_layer){.dtype = DTYPE_BF16, .n_kv_heads = kv_heads, .head_dim = head_dim};
     r->cpu_kv.base = calloc((size_t)r->o.n_pages, (size_t)kv_heads * 2 * 64 * (size_t)head_dim * 2);
+}
+
+static void rig_open(struct rig *r, int heads, int kv_heads, int head_dim, int positions, int rows)
+{
+    rig_open_slots(r, heads, kv_heads, head_dim, positions, rows, 8);
 }
 
 static void rig_close(struct rig *r)
@@ -193,6 +199,77 @@ static void attention_case(int heads, int kv_heads, int head_dim, int n_keys, in
     rig_close(&r);
 }
 
+/* The attention of one step over pages full of noise. */
+static void step_attention(struct rig *r, const struct kv_rows *rows, int window, uint16_t *out)
+{
+    struct err err = {0};
+    int32_t *tokens = calloc((size_t)rows->n, 4);
+    const struct step step = {.rows = *rows, .tokens = tokens};
+    const struct attention_shape shape = {r->o.n_heads, r->o.n_kv_heads, r->o.head_dim, window};
+    struct sample_token none[1];
+    must(r->b->ops->step_begin(r->b, &step, &err), &err);
+    cudaMemset(r->out.data, 0xff, (size_t)(rows->n * r->out.cols) * 2);
+    cudaDeviceSynchronize();
+    r->b->ops->attention(r->b, &r->out, &r->qkv, 0, &shape);
+    must(r->b->ops->step_end(r->b, none, &err), &err);
+    cudaDeviceSynchronize();
+    cudaMemcpy(out, r->out.data, (size_t)(rows->n * r->out.cols) * 2, cudaMemcpyDeviceToHost);
+    free(tokens);
+}
+
+static void noise(void *device, int64_t n, float size)
+{
+    uint16_t *host = malloc((size_t)n * 2);
+    for (int64_t i = 0; i < n; i++)
+        host[i] = narrow(size * (uniform() + uniform()));
+    cudaMemcpy(device, host, (size_t)n * 2, cudaMemcpyHostToDevice);
+    free(host);
+}
+
+/* Decode rows of two groups, each with a prefix of its own, one row in eight with none, and one
+ * sequence that prefills behind the first prefix: the same bytes with and without the groups. */
+static void shared_case(int heads, int kv_heads, int head_dim, int n, int pages, int window)
+{
+    struct rig r;
+    const int prefill = 5, positions = (pages + 12) * 64, rows_n = n + prefill;
+    rig_open_slots(&r, heads, kv_heads, head_dim, positions, rows_n, n + 1);
+    const int stride = r.o.pages_per_slot;
+    int32_t *table = malloc((size_t)(n + 1) * (size_t)stride * 4);
+    int32_t *position = malloc((size_t)rows_n * 4), *slots = malloc((size_t)rows_n * 4);
+    for (int i = 0; i <= n; i++) {
+        const int with = i % 8 == 7 ? 0 : i < n ? pages + i % 2 * 3 : pages;
+        for (int p = 0; p < stride; p++)
+            table[i * stride + p] = (p < with ? i % 2 * stride : i * stride) + p;
+        position[i] = TR_MAX(0, pages * 64 - 70 + i * 37 % 500);
+        slots[i] = i;
+    }
+    for (int k = 0; k < prefill; k++)
+        position[n + k] = pages * 64 + 30 + k, slots[n + k] = n;
+    noise(backend_cuda_kv(r.b), (int64_t)r.o.n_pages * 2 * kv_heads * 64 * head_dim, 1.f);
+    noise(r.qkv.data, rows_n * r.qkv.cols, 1.5f);
+    const struct kv_rows rows = {rows_n, position, slots, table, stride};
+    const size_t bytes = (size_t)(rows_n * r.out.cols) * 2;
+    uint16_t *apart = malloc(bytes), *together = malloc(bytes);
+    backend_cuda_share_from(1 << 30);
+    step_attention(&r, &rows, window, apart);
+    const int none = backend_cuda_shared_rows(r.b);
+    backend_cuda_share_from(1);
+    step_attention(&r, &rows, window, together);
+    const int some = backend_cuda_shared_rows(r.b);
+    backend_cuda_share_from(0);
+    int64_t differ = 0;
+    for (int64_t i = 0; i < rows_n; i++)
+        differ +=
+            memcmp(apart + i * r.out.cols, together + i * r.out.cols, (size_t)r.out.cols * 2) != 0;
+    char name[128];
+    snprintf(name, sizeof name, "shared H%d G%d Dh%d rows %d pages %d window %d: %d in groups",
+             heads, kv_heads, head_dim, n, pages, window, some);
+    verdict(differ == 0 && none == 0 && (n >= 24 && pages >= 4 ? some > n / 2 : n > 2 || some == 0),
+            name, (double)differ, 0);
+    free(table), free(position), free(slots), free(apart), free(together);
+    rig_close(&r);
+}
+
 static void linear_case(int64_t n, int64_t k, bool bias, bool residual)
 {
     struct err err = {0};
@@ -271,6 +348,8 @@ static int small_cases(void)
     attention_case(12, 2, 128, 200, 0);
     attention_case(6, 2, 32, 129, 0);
     attention_case(4, 2, 64, 600, 100);
+    shared_case(12, 2, 128, 40, 7, 0);
+    shared_case(4, 4, 32, 9, 4, 0);
     linear_case(1152, 896, true, false);
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
@@ -290,6 +369,17 @@ int main(int argc, char **argv)
         attention_case(14, 2, 64, keys[i], 0);
         attention_case(8, 8, 128, keys[i], 0);
         attention_case(16, 2, 128, keys[i], 100);
+    }
+    static const int members[] = {1, 2, 6, 7, 24, 43, 129, 300};
+    static const int pages[] = {3, 4, 5, 8, 15, 16, 33};
+    for (size_t i = 0; i < TR_COUNT(members); i++)
+        for (size_t k = 0; k < TR_COUNT(pages); k++)
+            shared_case(12, 2, 128, members[i], pages[k], k % 3 == 2 ? 300 : 0);
+    for (size_t k = 0; k < TR_COUNT(pages); k++) {
+        shared_case(14, 2, 64, 40, pages[k], 0);
+        shared_case(6, 2, 32, 40, pages[k], k % 2 ? 200 : 0);
+        shared_case(8, 8, 128, 150, pages[k], 0);
+        shared_case(16, 2, 128, 50, pages[k], 0);
     }
     linear_case(2048, 1536, true, false);
     linear_case(1536, 1536, false, true);
