@@ -107,6 +107,9 @@ bool engine_idle(const struct engine *e); /* nothing waiting, running or unrepor
 
 /* Ends a request; it is reported as FINISH_CANCELLED by a later engine_step. False: tag unknown. */
 bool engine_cancel(struct engine *e, uint64_t tag);
+/* What a request has cost so far: n_cached, device_ns and started_ns of *out, the rest of it as for
+ * one that has not ended. False: tag unknown, *out is zeroed. */
+bool engine_cost(struct engine *e, uint64_t tag, struct finished *out);
 /* Stops a request at once and forgets it; out->n ids with their logprobs are the whole state.
  * False: tag unknown (finished already). */
 bool engine_park(struct engine *e, uint64_t tag);

@@ -141,6 +141,18 @@ bool engine_cancel(struct engine *e, uint64_t tag)
     return true;
 }
 
+bool engine_cost(struct engine *e, uint64_t tag, struct finished *out)
+{
+    int32_t i = tag_find(e, tag);
+    *out = (struct finished){.tag = tag, .end = {.stop_id = -1, .stop_string = -1}};
+    if (i < 0)
+        return false;
+    out->n_cached = e->seqs[i].n_cached;
+    out->device_ns = e->seqs[i].device_ns;
+    out->started_ns = e->seqs[i].started_ns;
+    return true;
+}
+
 bool engine_park(struct engine *e, uint64_t tag)
 {
     int32_t i = tag_find(e, tag);

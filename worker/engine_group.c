@@ -35,10 +35,16 @@ int engine_group_open(struct engine_group **out, const struct engine_group_opts 
     return E_OK;
 }
 
-void engine_group_drain(struct engine_group *g)
+void engine_group_drain(struct engine_group *g, int64_t until_ns)
 {
     for (int i = 0; i < g->n; i++)
-        engine_thread_drain(g->threads[i]);
+        engine_thread_drain(g->threads[i], until_ns);
+}
+
+void engine_group_cut(struct engine_group *g)
+{
+    for (int i = 0; i < g->n; i++)
+        engine_thread_cut(g->threads[i]);
 }
 
 void engine_group_stop(struct engine_group *g)

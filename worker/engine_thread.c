@@ -1,30 +1,17 @@
 /* engine_thread: submit, step, hand on. See threads.h. The engine belongs to this thread; several
  * of them (engine_group.c) take from one ready queue. */
-#include <pthread.h>
+#include "worker/engine_thread_impl.h"
 
 #include "engine/log.h"
 #include "worker/prepare.h"
-#include "worker/threads.h"
 
 enum { FINISHED_BATCH = 256 };
 static const int64_t IDLE_WAIT_NS = 50000000, STATS_EVERY_NS = 50000000;
 
-struct engine_thread {
-    struct engine_thread_opts opts;
-    pthread_t thread;
-    atomic_bool drain, stop;
-    atomic_llong finished;
-    struct job *current; /* partly submitted */
-    int32_t next_choice;
-    int64_t stats_ns;
-    pthread_mutex_t mutex; /* guards stats */
-    struct engine_stats stats;
-    struct err err;
-};
-
-static void hand_on(struct engine_thread *et, struct job *job)
+void engine_thread_hand_on(struct engine_thread *et, struct job *job)
 {
     struct item item = {TASK_RENDER, job};
+    engine_thread_leave(et, job);
     atomic_fetch_sub(&et->opts.team->members[et->opts.member].held, 1);
     job->finished_ns = clock_wall_ns(et->opts.clock);
     queue_push(et->opts.tasks, &item, 1);
@@ -39,7 +26,7 @@ static void refuse(struct engine_thread *et, struct job_choice *c, const struct 
     if (c->job->err.code == 0)
         c->job->err = *err;
     if (--c->job->n_left == 0)
-        hand_on(et, c->job);
+        engine_thread_hand_on(et, c->job);
 }
 
 /* Whether the next ready job is this thread's to take: it holds less than its share, or nobody else
@@ -58,7 +45,7 @@ static bool may_take(const struct engine_thread *et)
         with_room += i != et->opts.member && !atomic_load(&team->members[i].full);
         all += atomic_load(&team->members[i].held);
     }
-    all += (long long)queue_length(et->opts.ready);
+    all += (long long)ready_queue_length(et->opts.ready);
     return with_room == 0 || mine * alive < all;
 }
 
@@ -68,15 +55,21 @@ static bool submit(struct engine_thread *et, int64_t wait_ns)
     atomic_bool *full = &et->opts.team->members[et->opts.member].full;
     for (;;) {
         if (!et->current) {
-            struct item item;
-            if (!may_take(et) || queue_pop(et->opts.ready, &item, 1, wait_ns) == 0)
+            struct job *next = may_take(et) ? ready_queue_pop(et->opts.ready, wait_ns) : NULL;
+            if (!next)
                 return true;
             atomic_fetch_add(&et->opts.team->members[et->opts.member].held, 1);
             wait_ns = 0;
-            et->current = item.ptr;
+            et->current = next;
             et->next_choice = 0;
+            engine_thread_enter(et, next);
         }
         struct job *job = et->current;
+        if (atomic_load(&job->cut)) {
+            et->current = NULL;
+            engine_drain_end_rest(et, job, et->next_choice);
+            continue;
+        }
         struct job_choice *c = &job->choices[et->next_choice];
         struct request r = {.tag = (uint64_t)(uintptr_t)c,
                             .prompt = job->prompts[c->prompt].ids,
@@ -92,6 +85,7 @@ static bool submit(struct engine_thread *et, int64_t wait_ns)
             et->err = err;
             return false;
         }
+        c->in_engine = rc == ENGINE_ACCEPTED;
         bool last = ++et->next_choice == job->n_choices;
         if (last)
             et->current = NULL;
@@ -116,27 +110,33 @@ static void take_finished(struct engine_thread *et, const struct finished *finis
     for (int i = 0; i < n; i++) {
         struct job_choice *c = (struct job_choice *)(uintptr_t)finished[i].tag;
         c->finished = finished[i];
+        c->in_engine = false;
+        engine_drain_note_end(et, c);
         if (--c->job->n_left == 0)
-            hand_on(et, c->job);
+            engine_thread_hand_on(et, c->job);
     }
 }
 
 static int run(struct engine_thread *et, struct finished *finished)
 {
-    for (;;) {
-        bool idle = engine_idle(et->opts.engine), drain = atomic_load(&et->drain);
-        if (atomic_load(&et->stop) || (drain && idle))
+    while (!atomic_load(&et->stop)) {
+        int64_t until_ns = atomic_load(&et->drain_until_ns);
+        engine_drain_mind_cuts(et);
+        if (until_ns != INT64_MAX)
+            engine_drain_pass(et, until_ns);
+        bool idle = engine_idle(et->opts.engine);
+        if (until_ns != INT64_MAX && idle && !et->running)
             return EVENT_ENGINE_IDLE;
-        if (!drain && !submit(et, idle ? IDLE_WAIT_NS : 0))
+        if (until_ns == INT64_MAX && !submit(et, idle ? IDLE_WAIT_NS : 0))
             return EVENT_ENGINE_FAILED;
-        if (idle && !et->current && queue_is_shut(et->opts.ready))
-            return EVENT_ENGINE_IDLE;
         int n = engine_step(et->opts.engine, finished, FINISHED_BATCH, &et->err);
         if (n < 0)
             return EVENT_ENGINE_FAILED;
+        engine_drain_note_step(et);
         take_finished(et, finished, n);
         note_stats(et);
     }
+    return EVENT_ENGINE_IDLE;
 }
 
 static void *engine_main(void *arg)
@@ -171,6 +171,7 @@ int engine_thread_open(struct engine_thread **out, const struct engine_thread_op
         return err_set(err, E_FATAL, "engine thread: no memory");
     et->opts = *opts;
     et->stats_ns = INT64_MIN / 2;
+    atomic_store(&et->drain_until_ns, INT64_MAX);
     pthread_mutex_init(&et->mutex, NULL);
     engine_stats(opts->engine, &et->stats);
     if (pthread_create(&et->thread, NULL, engine_main, et) != 0) {
@@ -182,9 +183,14 @@ int engine_thread_open(struct engine_thread **out, const struct engine_thread_op
     return E_OK;
 }
 
-void engine_thread_drain(struct engine_thread *et)
+void engine_thread_drain(struct engine_thread *et, int64_t until_ns)
 {
-    atomic_store(&et->drain, true);
+    atomic_store(&et->drain_until_ns, until_ns);
+}
+
+void engine_thread_cut(struct engine_thread *et)
+{
+    atomic_fetch_add(&et->cuts, 1);
 }
 
 void engine_thread_stop(struct engine_thread *et)

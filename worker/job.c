@@ -292,6 +292,13 @@ static void take_envelope(struct job *job, struct text *scratch)
         job_fail(job, "too_large", "want at most %d fields in an object", JOB_KEYS_MAX);
 }
 
+uint64_t job_key_hash(const struct key *key)
+{
+    uint64_t h = hash_bytes(key->run.ptr, key->run.len, 0);
+    h = hash_bytes(key->batch_id.ptr, key->batch_id.len, h);
+    return hash_bytes(key->custom_id.ptr, key->custom_id.len, h);
+}
+
 void job_parse(struct job *job, const struct job_defaults *defaults, struct text *scratch)
 {
     if (job->message_full > job->message.len || job->message.len > JOB_BYTES_MAX)
@@ -311,7 +318,6 @@ void job_parse(struct job *job, const struct job_defaults *defaults, struct text
         job->run = defaults->run;
     if (!json_is_object(job->body))
         job->body = NULL;
-    job->key_hash = hash_bytes(job->custom_id.ptr, job->custom_id.len,
-                               hash_bytes(job->batch_id.ptr, job->batch_id.len,
-                                          hash_bytes(job->run.ptr, job->run.len, 0)));
+    struct key key = {job->run, job->batch_id, job->custom_id};
+    job->key_hash = job_key_hash(&key);
 }

@@ -15,8 +15,11 @@
 #ifndef TRANCHE_WORKER_JOB_H
 #define TRANCHE_WORKER_JOB_H
 
+#include <stdatomic.h>
+
 #include "engine/engine.h"
 #include "engine/json.h"
+#include "worker/parked_state.h"
 #include "worker/sink.h"
 #include "worker/text.h"
 
@@ -47,7 +50,13 @@ struct job_choice {
     struct generated out;
     struct sampling sampling;
     struct finished finished;
+    bool in_engine;            /* the engine thread's */
+    int32_t n_resumed;         /* ids that came out of `parked`; 0: it starts anew */
+    struct parked_life before; /* what these have cost; zero when it starts anew */
 };
+/* Why a job ends before its end. */
+enum job_cut { CUT_NONE, CUT_CANCELLED, CUT_EXPIRED };
+
 struct job_params {
     struct sampling sampling; /* of choice 0; pointers into the job's memory */
     int32_t n;
@@ -92,7 +101,10 @@ struct job {
     int64_t from_position; /* the source's position before it; a source with `start` sets it */
     int32_t epoch;         /* how often its partition had been taken away before */
     int32_t attempts;
-    struct job_choice *choices; /* [n_choices], from prepare_choices */
+    bool parked;    /* the sink has states of it */
+    atomic_int cut; /* enum job_cut; the worker sets it, once, the engine's thread reads it */
+    struct job *running_before, *running_behind; /* jobs with the engine; its thread's */
+    struct job_choice *choices;                  /* [n_choices], from prepare_choices */
     int32_t n_choices, n_left;
     void *output; /* where the choices' ids and logprobs go; freed once they are text */
     size_t output_bytes;
@@ -124,6 +136,8 @@ struct job_defaults {
 /* Message -> key, hash, body. Never fails as a whole: what is wrong with the message stands in
  * job->err, and key and hash are always set. `scratch` is the calling thread's. */
 void job_parse(struct job *job, const struct job_defaults *defaults, struct text *scratch);
+
+uint64_t job_key_hash(const struct key *key); /* job->key_hash */
 
 /* What params_parse leans on; all borrowed. */
 struct params_context {

@@ -18,4 +18,10 @@ void model_hash_close(struct model_hash *h); /* stops early; NULL is legal */
 int model_hash_compute(const char *dir, char hex[65], const bool *stop,
                        struct err *err) TR_MUSTCHECK;
 
+/* Tells checkpoints apart in milliseconds, on every machine alike: SHA-256 over name, size, head
+ * and samples of every *.safetensors file. Not a proof of equality: model_hash is. E_FATAL:
+ * unreadable.
+ */
+int model_mark(const char *dir, char hex[65], struct err *err) TR_MUSTCHECK;
+
 #endif

@@ -168,7 +168,9 @@ const struct option option_table[] = {
     {"prepare-threads", WORK, OPTION_INT, "0", 0, 256, NULL, "N", "Jobs",
      "threads that render templates and tokenize; 0: chosen"},
     {"grace", WORK, OPTION_DURATION, "30s", 0, 86400, NULL, "TIME", "Jobs",
-     "after Ctrl-C or SIGTERM, let running sequences finish for this long"},
+     "after Ctrl-C or SIGTERM, be gone by then: three quarters for what runs to finish, then the "
+     "rest is "
+     "parked"},
     {"strict", RUN, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Jobs",
      "exit 3 when a row failed or was invalid"},
     {"progress", WORK, OPTION_CHOICE, "auto", 0, 0, "auto|live|plain|off", "KIND", "Jobs",

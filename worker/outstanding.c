@@ -7,9 +7,8 @@ int outstanding_open(struct outstanding *o, size_t cap, struct err *err)
     while (o->n_buckets < cap)
         o->n_buckets *= 2;
     o->ring = mem_alloc(cap, sizeof *o->ring);
-    o->heap = mem_alloc(cap, sizeof *o->heap);
     o->buckets = mem_alloc(o->n_buckets, sizeof *o->buckets);
-    if (o->ring && o->heap && o->buckets)
+    if (o->ring && o->buckets && job_heap_open(&o->waiting, cap, err) == E_OK)
         return E_OK;
     outstanding_close(o);
     return err_set(err, E_FATAL, "worker: no memory for %zu jobs in flight", cap);
@@ -26,7 +25,7 @@ void outstanding_close(struct outstanding *o)
         job_close(job);
     }
     mem_free(o->ring);
-    mem_free(o->heap);
+    job_heap_close(&o->waiting);
     mem_free(o->buckets);
     *o = (struct outstanding){0};
 }
@@ -106,6 +105,13 @@ struct job *outstanding_find(const struct outstanding *o, const struct job *job)
     return at;
 }
 
+struct job *outstanding_find_key(const struct outstanding *o, const struct key *key)
+{
+    struct job wanted = {.run = key->run, .batch_id = key->batch_id, .custom_id = key->custom_id};
+    wanted.key_hash = job_key_hash(key);
+    return outstanding_find(o, &wanted);
+}
+
 void outstanding_enter_key(struct outstanding *o, struct job *job)
 {
     struct job **bucket = bucket_of(o, job);
@@ -138,40 +144,26 @@ void outstanding_leave(struct outstanding *o, struct job *job)
     o->n--;
 }
 
-/* Whether a goes to the engine before b. */
-static bool sooner(const struct job *a, const struct job *b)
+void outstanding_hold(struct outstanding *o, const struct job *job)
 {
-    return a->priority != b->priority ? a->priority > b->priority : a->arrival < b->arrival;
+    struct partition *p = &o->partitions[job->partition];
+    if (orphan(o, job) || (p->held && p->held_sequence <= job->sequence))
+        return;
+    p->held = true;
+    p->held_sequence = job->sequence;
+    p->held_position = job->from_position;
 }
 
-void waiting_push(struct outstanding *o, struct job *job)
+void outstanding_each(struct outstanding *o, void (*visit)(void *ctx, struct job *job), void *ctx)
 {
-    CHECK(o->n_heap < o->cap);
-    size_t at = o->n_heap++;
-    for (; at > 0 && sooner(job, o->heap[(at - 1) / 2]); at = (at - 1) / 2)
-        o->heap[at] = o->heap[(at - 1) / 2];
-    o->heap[at] = job;
-}
-
-struct job *waiting_pop(struct outstanding *o)
-{
-    if (o->n_heap == 0)
-        return NULL;
-    struct job *top = o->heap[0], *moved = o->heap[--o->n_heap];
-    size_t at = 0;
-    for (;;) {
-        size_t child = 2 * at + 1;
-        if (child >= o->n_heap)
-            break;
-        if (child + 1 < o->n_heap && sooner(o->heap[child + 1], o->heap[child]))
-            child++;
-        if (!sooner(o->heap[child], moved))
-            break;
-        o->heap[at] = o->heap[child];
-        at = child;
-    }
-    o->heap[at] = moved;
-    return top;
+    for (size_t p = 0; p <= SOURCE_PARTITIONS_MAX; p++)
+        for (struct job *job = p < SOURCE_PARTITIONS_MAX ? o->partitions[p].first
+                                                         : o->orphans.first,
+                        *behind;
+             job; job = behind) {
+            behind = job->behind;
+            visit(ctx, job);
+        }
 }
 
 int64_t partition_watermark(const struct partition *p, int committing, int64_t *messages)
@@ -180,5 +172,9 @@ int64_t partition_watermark(const struct partition *p, int committing, int64_t *
     while (job && job->stage == committing)
         job = job->behind;
     *messages = job ? job->sequence : p->messages;
+    if (p->held && p->held_sequence <= *messages) {
+        *messages = p->held_sequence;
+        return p->held_position;
+    }
     return job ? job->from_position : p->position;
 }

@@ -4,6 +4,7 @@
 #ifndef TRANCHE_WORKER_OUTSTANDING_H
 #define TRANCHE_WORKER_OUTSTANDING_H
 
+#include "worker/job_heap.h"
 #include "worker/source.h"
 
 struct partition {
@@ -12,6 +13,8 @@ struct partition {
     int32_t epoch;              /* times that it was taken away */
     bool used;
     bool revoked, wants_start; /* the worker's: see worker_partitions.c */
+    bool held;                 /* a job was given back: no watermark passes it */
+    int64_t held_sequence, held_position;
 };
 struct outstanding {
     size_t cap, n;
@@ -19,8 +22,7 @@ struct outstanding {
     int64_t next_arrival;
     struct job **buckets; /* [n_buckets], a power of two */
     size_t n_buckets;
-    struct job **heap; /* [cap]: waiting; highest priority, then earliest arrival first */
-    size_t n_heap;
+    struct job_heap waiting; /* [cap] */
     struct partition partitions[SOURCE_PARTITIONS_MAX];
     struct partition orphans; /* jobs of partitions that were taken away since */
 };
@@ -33,6 +35,7 @@ void outstanding_arrive(struct outstanding *o, struct job *job);
 struct job *outstanding_next(struct outstanding *o);
 /* The job in flight with this job's key, or NULL. */
 struct job *outstanding_find(const struct outstanding *o, const struct job *job);
+struct job *outstanding_find_key(const struct outstanding *o, const struct key *key);
 void outstanding_enter_key(struct outstanding *o, struct job *job);
 void outstanding_leave_key(struct outstanding *o, struct job *job); /* harmless when not entered */
 /* The job is settled: out of its partition. */
@@ -43,8 +46,12 @@ void outstanding_disown(struct outstanding *o, int32_t partition);
 /* Whether nobody waits for this job here: it and its twins are orphans. */
 bool outstanding_orphaned(const struct outstanding *o, const struct job *job);
 
-void waiting_push(struct outstanding *o, struct job *job);
-struct job *waiting_pop(struct outstanding *o); /* NULL: none */
+/* The job goes back to its source without a row: before outstanding_leave, so that the partition's
+ * watermark stays in front of it. */
+void outstanding_hold(struct outstanding *o, const struct job *job);
+
+/* Every job inside, orphans and twins too. `visit` may let the job that it is given leave. */
+void outstanding_each(struct outstanding *o, void (*visit)(void *ctx, struct job *job), void *ctx);
 
 /* The position before which every message of the partition is settled or in stage `committing`;
  * *messages: their number. */

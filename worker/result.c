@@ -338,25 +338,32 @@ static void take_numbers(const struct job *job, struct result *r, const struct r
         const struct job_choice *c = &job->choices[i];
         const struct finished *f = &c->finished;
         r->completion_tokens += c->out.n;
-        device += f->device_ns;
-        if (c->index == 0)
-            r->cached_tokens += f->n_cached;
-        if (f->started_ns > 0)
-            started = TR_MIN(started, f->started_ns);
+        device += f->device_ns + c->before.device_ns;
+        if (c->index == 0) /* of its first start, where it was parked since */
+            r->cached_tokens += c->n_resumed ? c->before.n_cached : f->n_cached;
+        if (c->before.started_ns > 0)
+            started = TR_MIN(started, c->before.started_ns);
+        else if (f->started_ns > 0)
+            started = TR_MIN(started, f->started_ns + ctx->mono_to_wall_ns);
         if (f->end.reason == FINISH_FAILED && r->status == RESULT_OK) {
             r->status = job->err.code == E_JOB ? RESULT_INVALID : RESULT_FAILED;
             r->error_code = f->err.type[0] ? str_of(f->err.type) : STR("engine");
             r->error_detail = str_of(f->err.msg);
         } else if (f->end.reason == FINISH_CANCELLED && r->status == RESULT_OK) {
-            r->status = RESULT_CANCELLED;
+            bool expired = atomic_load(&job->cut) == CUT_EXPIRED;
+            r->status = expired ? RESULT_EXPIRED : RESULT_CANCELLED;
+            r->error_code = str_of(result_status_name(r->status));
+            r->error_detail = expired ? STR("its deadline passed before it had ended")
+                                      : STR("a cancellation was asked for");
         }
     }
     for (int32_t i = 0; i < job->n_prompts; i++)
         r->prompt_tokens += job->prompts[i].n;
     r->device_seconds = (double)device / 1e9;
-    r->started_ns = started == INT64_MAX ? 0 : started + ctx->mono_to_wall_ns;
+    r->started_ns = started == INT64_MAX ? 0 : started;
     r->finished_ns = job->finished_ns;
-    r->finish_reason = str_of(finish_reason_name(job->choices[0].finished.end.reason));
+    if (r->status != RESULT_CANCELLED && r->status != RESULT_EXPIRED)
+        r->finish_reason = str_of(finish_reason_name(job->choices[0].finished.end.reason));
 }
 
 bool result_render(struct job *job, const struct result_context *ctx, struct result_scratch *s)

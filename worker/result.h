@@ -18,6 +18,7 @@
 struct result_context {
     const struct loaded_model *model;
     const char *fingerprint, *config_revision, *worker;
+    const char *weights; /* tells checkpoints apart, see model_mark; NULL: there are none */
     const char *(*model_sha256)(void *ctx); /* NULL result: not known yet; NULL: never */
     void *sha_ctx;
     struct str source_label;

@@ -2,7 +2,6 @@
 #include "worker/run.h"
 
 #include <limits.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -11,19 +10,10 @@
 #include "worker/model_hash.h"
 #include "worker/show.h"
 #include "worker/sink_postgres.h"
+#include "worker/stop.h"
 #include "worker/worker.h"
 
 enum { BYTE_VOCAB = 256, BYTE_CONTEXT = 1 << 20 };
-
-static volatile sig_atomic_t stop_signal;
-
-/* The first signal asks, the second leaves. */
-static void on_signal(int number)
-{
-    if (stop_signal)
-        _exit(128 + number);
-    stop_signal = number;
-}
 
 void run_opts_init(struct run_opts *o)
 {
@@ -51,8 +41,7 @@ struct session {
     struct model_hash *hash;
     struct prepare_context prepare;
     struct result_context result;
-    char worker_name[300], revision[17];
-    struct sigaction old_int, old_term;
+    char worker_name[300], revision[17], weights[65];
 };
 
 static void fill_defaults(struct session *s)
@@ -153,6 +142,7 @@ static void fill_contexts(struct session *s)
                                 .fingerprint = engine_fingerprint(s->engines[0]),
                                 .config_revision = s->revision,
                                 .worker = s->worker_name,
+                                .weights = s->weights,
                                 .model_sha256 = model_hash_get,
                                 .sha_ctx = s->hash,
                                 .source_label = str_of(s->source->label),
@@ -250,32 +240,26 @@ static int session_open(struct session *s, struct err *err)
     if (s->model.model && model_hash_open(&s->hash, model_dir(s->model.model), &hash_err) < 0)
         LOG(LOG_WARN, "model_hash_failed", LOG_S("error", hash_err.msg));
     fill_revision(s);
+    struct err mark_err = {0};
+    if (s->model.model && model_mark(model_dir(s->model.model), s->weights, &mark_err) < 0) {
+        /* Without a mark nothing that others parked may be taken for ours. */
+        snprintf(s->weights, sizeof s->weights, "%.40s %lld", s->worker_name,
+                 (long long)clock_wall_ns(clock_system()));
+        LOG(LOG_WARN, "model_mark_failed", LOG_S("error", mark_err.msg));
+    }
     fill_contexts(s);
     return EXIT_WELL;
 }
 
+/* The source first: what it still holds goes to others at once. */
 static void session_close(struct session *s)
 {
+    source_close(s->source);
     for (int i = 0; i < s->n_engines; i++)
         engine_close(s->engines[i]);
     model_hash_close(s->hash);
     loaded_model_close(&s->model);
     sink_close(s->sink);
-    source_close(s->source);
-}
-
-static void catch_signals(struct session *s)
-{
-    struct sigaction action = {.sa_handler = on_signal};
-    stop_signal = 0;
-    sigaction(SIGINT, &action, &s->old_int);
-    sigaction(SIGTERM, &action, &s->old_term);
-}
-
-static void release_signals(const struct session *s)
-{
-    sigaction(SIGINT, &s->old_int, NULL);
-    sigaction(SIGTERM, &s->old_term, NULL);
 }
 
 static void print_summary(const struct worker_summary *w, const struct session *s)
@@ -289,16 +273,18 @@ static void print_summary(const struct worker_summary *w, const struct session *
     if (e->steps > 0 && e->slots > 0)
         occupancy = (double)e->slot_steps / (double)e->steps / e->slots;
     sha256_hex(w->totals.outputs_sha256, hex);
-    printf("%s batch=%s rows=%lld ok=%lld failed=%lld invalid=%lld other=%lld present=%lld "
-           "repeated=%lld dead_letters=%lld rows_per_s=%.1f tokens_in_per_s=%.1f "
-           "tokens_out_per_s=%.1f occupancy=%.3f seconds=%.3f outputs=%s\n",
-           w->work_left ? "stopped" : "done", s->prepare.defaults.batch_id.ptr, (long long)rows,
-           (long long)w->rows[RESULT_OK], (long long)w->rows[RESULT_FAILED],
-           (long long)w->rows[RESULT_INVALID],
-           (long long)(w->rows[RESULT_EXPIRED] + w->rows[RESULT_CANCELLED] + w->rows[RESULT_DEAD]),
-           (long long)w->present, (long long)w->repeated, (long long)w->dead_letters,
-           (double)rows / seconds, (double)w->prompt_tokens / seconds,
-           (double)w->completion_tokens / seconds, occupancy, w->seconds, hex);
+    printf(
+        "%s batch=%s rows=%lld ok=%lld failed=%lld invalid=%lld other=%lld present=%lld "
+        "repeated=%lld dead_letters=%lld rows_per_s=%.1f tokens_in_per_s=%.1f "
+        "tokens_out_per_s=%.1f occupancy=%.3f parked=%lld resumed=%lld seconds=%.3f outputs=%s\n",
+        w->work_left ? "stopped" : "done", s->prepare.defaults.batch_id.ptr, (long long)rows,
+        (long long)w->rows[RESULT_OK], (long long)w->rows[RESULT_FAILED],
+        (long long)w->rows[RESULT_INVALID],
+        (long long)(w->rows[RESULT_EXPIRED] + w->rows[RESULT_CANCELLED] + w->rows[RESULT_DEAD]),
+        (long long)w->present, (long long)w->repeated, (long long)w->dead_letters,
+        (double)rows / seconds, (double)w->prompt_tokens / seconds,
+        (double)w->completion_tokens / seconds, occupancy, (long long)w->parked,
+        (long long)w->resumed, w->seconds, hex);
     fflush(stdout);
 }
 
@@ -312,7 +298,7 @@ static int verdict(const struct session *s, const struct worker_summary *w, int 
                : config_fault  ? EXIT_MODEL
                                : EXIT_ENGINE;
     if (w->work_left)
-        return stop_signal == SIGTERM ? EXIT_TERMINATED : EXIT_INTERRUPTED;
+        return stop_number() == SIGTERM ? EXIT_TERMINATED : EXIT_INTERRUPTED;
     int64_t not_ok = w->dead_letters;
     for (int i = 0; i < RESULT_STATUSES; i++)
         not_ok += i == RESULT_OK ? 0 : w->rows[i];
@@ -343,19 +329,21 @@ static int run_session(struct session *s, struct err *err)
                             .flush_rows = o->flush_rows,
                             .flush_ns = o->flush_ns,
                             .grace_ns = o->grace_ns,
-                            .stop_signal = &stop_signal,
+                            .stop_signal = stop_count(),
                             .progress = shown ? &meter : NULL};
     LOG(LOG_INFO, "run_started", LOG_S("input", s->source->label), LOG_S("db", o->db),
         LOG_STR("batch", s->prepare.defaults.batch_id), LOG_S("run", o->run),
         LOG_S("config_revision", s->revision), LOG_S("fingerprint", s->result.fingerprint));
-    catch_signals(s);
+    stop_catch(drain_budget_of(o->grace_ns).exit_ns);
     int rc = worker_run(&w, &summary, err);
     int code = verdict(s, &summary, rc, err);
-    release_signals(s);
     if (shown)
         progress_close(&meter);
     print_summary(&summary, s);
-    LOG(LOG_INFO, "run_ended", LOG_I("exit", code), LOG_F("seconds", summary.seconds));
+    LOG(LOG_INFO, "run_ended", LOG_I("exit", code), LOG_I("sampled", summary.engine.sampled),
+        LOG_I("parked", summary.parked), LOG_I("parked_tokens", summary.parked_tokens),
+        LOG_I("resumed", summary.resumed), LOG_I("resumed_tokens", summary.resumed_tokens),
+        LOG_F("seconds", summary.seconds));
     return code;
 }
 
@@ -365,7 +353,8 @@ int run_main(const struct run_opts *o)
     struct err err = {0};
     fill_defaults(&s);
     int code = session_open(&s, &err);
-    if (code == EXIT_WELL)
+    bool caught = code == EXIT_WELL;
+    if (caught)
         code = run_session(&s, &err);
     if (err.code)
         fprintf(stderr, "tranche %s: %s\n", o->command, err.msg);
@@ -373,6 +362,8 @@ int run_main(const struct run_opts *o)
     if (s.source)
         snprintf(batch, sizeof batch, "%s", o->batch ? o->batch : s.source->stem);
     session_close(&s);
+    if (caught)
+        stop_release();
     /* Behind the close: the sink has then written all of it to the file. */
     if (o->show > 0 && !err.code)
         show_rows(o, s.opts.run, o->batch ? o->batch : batch, stdout);

@@ -26,6 +26,12 @@ static int call_once(struct sink *sink, struct sink_call *c)
         return sink->ops->commit(sink, &c->commit, &c->counts, &c->err);
     case SINK_PROGRESS:
         return sink->ops->progress_read(sink, c->progress, c->n, &c->err);
+    case SINK_PARK:
+        return sink->ops->park(sink, c->parked, c->n, &c->err);
+    case SINK_UNPARK:
+        return sink->ops->unpark(sink, c->keys, c->n, c->take, c->take_ctx, &c->err);
+    case SINK_CANCELLED:
+        return sink->ops->cancelled(sink, c->keys, c->n, c->cancelled, &c->err);
     default:
         return sink->ops->totals(sink, &c->totals, &c->err);
     }

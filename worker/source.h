@@ -54,6 +54,9 @@ struct source_ops {
     /* Position behind the last claimed message of a partition. */
     int64_t (*position)(const struct source *, int32_t partition);
     void (*lag)(const struct source *, struct source_lag *);
+    /* Asks the broker, once claims and acks are over: messages of the whole group that are unread
+     * or not acknowledged; -1: not known. NULL where a source knows its own end. */
+    int64_t (*left)(struct source *);
     void (*close)(struct source *);
 };
 struct source {

@@ -280,6 +280,14 @@ static void kafka_lag(const struct source *source, struct source_lag *out)
     out->messages = lag;
 }
 
+static int64_t kafka_left(struct source *source)
+{
+    struct source_kafka *k = kafka_of(source);
+    struct err err = {0};
+    return kafka_commit(k, true, &err) == E_OK ? kafka_client_lag(k->rk, k->topic, k->n_partitions)
+                                               : -1;
+}
+
 const struct source_ops source_kafka_ops = {.name = "kafka",
                                             .claim = kafka_claim,
                                             .service = kafka_service,
@@ -289,4 +297,5 @@ const struct source_ops source_kafka_ops = {.name = "kafka",
                                             .flushed = kafka_flushed,
                                             .position = kafka_position,
                                             .lag = kafka_lag,
+                                            .left = kafka_left,
                                             .close = source_kafka_close};

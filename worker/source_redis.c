@@ -387,6 +387,16 @@ static void redis_lag(const struct source *source, struct source_lag *out)
     out->bytes = out->bytes_total = -1;
 }
 
+static int64_t redis_left(struct source *source)
+{
+    struct source_redis *r = redis_of(source);
+    struct err err = {0};
+    if (ensure(r, &err) < 0 || redis_group_info(&r->stream.group, &r->info, &err) < 0)
+        return -1;
+    return r->info.found && r->info.lag >= 0 && r->info.pending >= 0 ? r->info.lag + r->info.pending
+                                                                     : -1;
+}
+
 /* What is still held goes to whoever asks next, without waiting for the lease. */
 static void leave(struct source_redis *r)
 {
@@ -433,6 +443,7 @@ int source_redis_open(struct source **out, const struct source_url *url,
                                           .release = redis_release,
                                           .position = redis_position,
                                           .lag = redis_lag,
+                                          .left = redis_left,
                                           .close = redis_close};
     struct source_redis *r = mem_alloc(1, sizeof *r);
     if (!r)

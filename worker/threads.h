@@ -7,6 +7,7 @@
 
 #include "worker/open_model.h"
 #include "worker/queue.h"
+#include "worker/ready_queue.h"
 #include "worker/sink.h"
 #include "worker/source.h"
 
@@ -14,6 +15,7 @@
 enum event {
     EVENT_PREPARED = 1,  /* job: parsed and tokenized, or refused */
     EVENT_RENDERED,      /* job: its result is made */
+    EVENT_UNDONE,        /* job: a drain took it off the engine before its end */
     EVENT_ASSIGNED,      /* partition: wants its start */
     EVENT_REVOKED,       /* partition: commit what is finished of it, then forget it */
     EVENT_LOST,          /* partition: forget it */
@@ -74,15 +76,18 @@ struct engine_thread;
 struct engine_thread_opts {
     struct engine *engine;
     struct engine_team *team;
-    int member;          /* its place in the team */
-    struct queue *ready; /* jobs with choices, in order */
-    struct queue *tasks; /* finished jobs go here as TASK_RENDER */
+    int member;                /* its place in the team */
+    struct ready_queue *ready; /* jobs with choices */
+    struct queue *tasks;       /* finished jobs go here as TASK_RENDER */
     struct queue *events;
     const struct clock *clock;
 };
 int engine_thread_open(struct engine_thread **out, const struct engine_thread_opts *opts,
                        struct err *err) TR_MUSTCHECK;
-void engine_thread_drain(struct engine_thread *et); /* submit nothing more, leave when idle */
+/* Submit nothing more and leave when idle: what will not end by until_ns (mono) is parked, behind
+ * it everything, and comes back as EVENT_UNDONE. May be called again with another time. */
+void engine_thread_drain(struct engine_thread *et, int64_t until_ns);
+void engine_thread_cut(struct engine_thread *et); /* a job that it may have has job->cut set */
 void engine_thread_stop(
     struct engine_thread *et); /* leave after this step; the rest stays undone */
 int64_t engine_thread_finished(struct engine_thread *et); /* jobs handed to `tasks` so far */
@@ -96,12 +101,14 @@ struct engine_group;
 struct engine_group_opts {
     struct engine *const *engines; /* [n], borrowed */
     int n;                         /* 1 .. ENGINES_MAX */
-    struct queue *ready, *tasks, *events;
+    struct ready_queue *ready;
+    struct queue *tasks, *events;
     const struct clock *clock;
 };
 int engine_group_open(struct engine_group **out, const struct engine_group_opts *opts,
                       struct err *err) TR_MUSTCHECK;
-void engine_group_drain(struct engine_group *g); /* each as engine_thread_drain */
+void engine_group_drain(struct engine_group *g, int64_t until_ns); /* each as engine_thread_drain */
+void engine_group_cut(struct engine_group *g);
 void engine_group_stop(struct engine_group *g);
 int64_t engine_group_finished(struct engine_group *g);                     /* jobs of all */
 void engine_group_stats(struct engine_group *g, struct engine_stats *out); /* engine_stats_add */
@@ -109,7 +116,16 @@ const struct err *engine_group_error(const struct engine_group *g); /* of the fi
 void engine_group_close(struct engine_group *g);                    /* NULL is legal */
 
 /* ---- sink ---- */
-enum sink_call_kind { SINK_LOOKUP, SINK_COUNT, SINK_COMMIT, SINK_TOTALS, SINK_PROGRESS };
+enum sink_call_kind {
+    SINK_LOOKUP,
+    SINK_COUNT,
+    SINK_COMMIT,
+    SINK_TOTALS,
+    SINK_PROGRESS,
+    SINK_PARK,
+    SINK_UNPARK,
+    SINK_CANCELLED
+};
 struct sink_call {
     enum sink_call_kind kind;
     bool busy; /* the worker's: sent and not yet back */
@@ -121,8 +137,12 @@ struct sink_call {
     struct commit commit;
     struct commit_counts counts;
     struct totals totals;
-    struct progress *progress; /* [n] of SINK_PROGRESS */
-    int rc;                    /* out */
+    struct progress *progress;   /* [n] of SINK_PROGRESS */
+    const struct parked *parked; /* [n] of SINK_PARK */
+    unpark_take *take;           /* of SINK_UNPARK; called on the sink's thread */
+    void *take_ctx;
+    bool *cancelled; /* [n] of SINK_CANCELLED */
+    int rc;          /* out */
     struct err err;
 };
 struct sink_thread;

@@ -9,7 +9,7 @@
 
 #include "engine/log.h"
 
-static const int64_t TICK_NS = 100000000, DEADLINE_SLACK_NS = 60000000000;
+static const int64_t TICK_NS = 100000000;
 
 void list_add(struct list *l, struct job *job)
 {
@@ -58,7 +58,7 @@ static void kill_conflict(struct worker *w, struct job *job)
     }
 }
 
-static void refuse(struct worker *w, struct job *job, enum result_status status, const char *code,
+void worker_refuse(struct worker *w, struct job *job, enum result_status status, const char *code,
                    const char *detail)
 {
     int64_t now = clock_wall_ns(w->opts.clock);
@@ -89,8 +89,8 @@ static void admit(struct worker *w, struct job *job)
 
 static void after_lookup(struct worker *w, struct job *job, const struct lookup *l)
 {
-    int64_t now = clock_wall_ns(w->opts.clock);
     job->attempts = l->attempts;
+    job->parked = l->parked;
     if (l->state == LOOKUP_SAME) {
         w->summary->present++;
         worker_settle(w, job);
@@ -100,22 +100,24 @@ static void after_lookup(struct worker *w, struct job *job, const struct lookup 
         outstanding_leave_key(&w->out, job);
         kill_conflict(w, job);
     } else if (l->state == LOOKUP_CANCELLED) {
-        refuse(w, job, RESULT_CANCELLED, "cancelled", "a cancellation was asked for");
+        worker_refuse(w, job, RESULT_CANCELLED, "cancelled", "a cancellation was asked for");
     } else if (job->err.code) {
         bool ours = job->err.code != E_JOB;
-        refuse(w, job, ours ? RESULT_FAILED : RESULT_INVALID,
-               job->err.type[0] ? job->err.type
-               : ours           ? "no_memory"
-                                : "invalid",
-               job->err.msg);
-    } else if (job->deadline_ns && now > job->deadline_ns + DEADLINE_SLACK_NS) {
-        refuse(w, job, RESULT_EXPIRED, "expired", "its deadline had passed before it could start");
+        worker_refuse(w, job, ours ? RESULT_FAILED : RESULT_INVALID,
+                      job->err.type[0] ? job->err.type
+                      : ours           ? "no_memory"
+                                       : "invalid",
+                      job->err.msg);
+    } else if (worker_deadline_passed(w, job)) {
+        worker_refuse(w, job, RESULT_EXPIRED, "expired",
+                      "its deadline had passed before it could start");
     } else if (suspect_convicted(l->attempts, l->deaths)) {
         char why[128];
         worker_convict(job, l, why, sizeof why);
-        refuse(w, job, RESULT_DEAD, "crashed", why);
+        worker_refuse(w, job, RESULT_DEAD, "crashed", why);
     } else {
         worker_wait(w, job);
+        worker_cancel_watch(w, job);
     }
 }
 
@@ -152,7 +154,7 @@ static void send_counts(struct worker *w)
         }
         struct err err = {0};
         if (prepare_choices(job, &err) < 0) {
-            refuse(w, job, RESULT_FAILED, "no_memory", err.msg);
+            worker_refuse(w, job, RESULT_FAILED, "no_memory", err.msg);
             continue;
         }
         w->output_bytes += (int64_t)job->output_bytes;
@@ -171,21 +173,20 @@ static void send_counts(struct worker *w)
 
 static void after_count(struct worker *w)
 {
-    struct item items[COUNT_MAX];
     for (size_t i = 0; i < w->count.n; i++) {
-        struct job *job = w->counted[i];
-        job->stage = STAGE_COUNTED;
-        job->attempts = w->attempts[i];
-        items[i] = (struct item){0, job};
+        w->counted[i]->stage = STAGE_COUNTED;
+        w->counted[i]->attempts = w->attempts[i];
     }
-    queue_push(w->ready, items, w->count.n);
+    worker_to_engine(w, w->counted, w->count.n);
 }
 
 /* ---- events ---- */
 
 static void give_up(struct worker *w, int rc, const struct err *why)
 {
-    if (w->rc == E_OK && rc < 0) {
+    if (rc == E_RETRY && w->draining) {
+        LOG(LOG_WARN, "drain_cut_short", LOG_S("error", why->msg));
+    } else if (w->rc == E_OK && rc < 0) {
         w->rc = rc;
         err_typed(w->err, rc, why->type, "%s", why->msg);
     }
@@ -196,31 +197,20 @@ static void give_up(struct worker *w, int rc, const struct err *why)
 static void on_sink(struct worker *w, struct sink_call *c)
 {
     c->busy = false;
+    if (worker_park_answer(w, c) || worker_cancel_answer(w, c))
+        return;
     if (c->rc < 0) {
         give_up(w, c->rc, &c->err);
     } else if (c->kind == SINK_LOOKUP) {
         for (size_t i = 0; i < c->n; i++)
             after_lookup(w, w->looked_up[i], &w->lookups[i]);
-    } else if (c->kind == SINK_COUNT && c->delta > 0) {
+    } else if (c->kind == SINK_COUNT) {
         after_count(w);
     } else if (c->kind == SINK_COMMIT) {
         worker_after_commit(w);
     } else if (c->kind == SINK_PROGRESS) {
         worker_partition_after_starts(w);
     }
-}
-
-static void start_drain(struct worker *w)
-{
-    if (w->draining)
-        return;
-    w->draining = true;
-    w->cut_short = !w->drained;
-    w->drain_ns = clock_mono_ns(w->opts.clock);
-    intake_stop(w->intake);
-    engine_group_drain(w->engine);
-    LOG(LOG_INFO, "drain", LOG_I("outstanding", w->out.n),
-        LOG_F("grace_seconds", (double)w->opts.grace_ns / 1e9));
 }
 
 static void on_event(struct worker *w, const struct item *item)
@@ -238,6 +228,9 @@ static void on_event(struct worker *w, const struct item *item)
         mem_free(job->output); /* text now; nobody reads the ids again */
         job->output = NULL;
         worker_to_commit(w, job);
+        break;
+    case EVENT_UNDONE:
+        worker_undone(w, job);
         break;
     case EVENT_ASSIGNED:
     case EVENT_REVOKED:
@@ -259,7 +252,8 @@ static void on_event(struct worker *w, const struct item *item)
     case EVENT_ENGINE_FAILED:
         w->rc = err_typed(w->err, E_FATAL, "engine", "%s", engine_group_error(w->engine)->msg);
         LOG(LOG_ERROR, "engine_failed", LOG_S("error", w->err->msg));
-        start_drain(w); /* engines beside it finish what they run; EVENT_ENGINE_IDLE follows */
+        worker_start_drain(
+            w); /* engines beside it finish what they run; EVENT_ENGINE_IDLE follows */
         break;
     case EVENT_ENGINE_IDLE:
         w->engine_gone = true;
@@ -267,25 +261,14 @@ static void on_event(struct worker *w, const struct item *item)
     }
 }
 
-/* A stop signal: what runs may finish within the grace period, then the rows that exist are
- * written. */
-static void mind_signals(struct worker *w)
-{
-    if (w->opts.stop_signal && *w->opts.stop_signal)
-        start_drain(w);
-    if (w->draining && !w->engine_gone &&
-        clock_mono_ns(w->opts.clock) - w->drain_ns >= w->opts.grace_ns)
-        engine_group_stop(w->engine);
-    if (w->draining && clock_mono_ns(w->opts.clock) - w->drain_ns >= w->opts.grace_ns)
-        sink_thread_give_up(w->sink);
-}
-
 static bool finished(const struct worker *w)
 {
-    bool quiet = !w->lookup.busy && !w->count.busy && !w->commit.busy && !w->start.busy;
+    bool quiet = !w->lookup.busy && !w->count.busy && !w->commit.busy && !w->start.busy &&
+                 !w->cancelling.call.busy && !worker_park_busy(w);
     if (w->stop)
         return quiet;
-    return quiet && w->to_commit.n == 0 && !w->progress_ns && worker_last_rows(w);
+    return quiet && w->to_commit.n == 0 && worker_park_empty(w) && !w->progress_ns &&
+           worker_last_rows(w);
 }
 
 static void show_progress(struct worker *w)
@@ -320,12 +303,14 @@ void worker_loop(struct worker *w)
         size_t n = queue_pop(w->events, items, EVENT_MAX, TICK_NS);
         for (size_t i = 0; i < n; i++)
             on_event(w, &items[i]);
-        mind_signals(w);
+        worker_mind_signals(w);
         if (w->stop)
             continue;
         send_lookups(w);
         send_counts(w);
+        worker_cancel_step(w);
         worker_send_commit(w);
+        worker_park_step(w);
         worker_partition_flush(w);
         worker_partition_starts(w);
         show_progress(w);

@@ -29,7 +29,8 @@ struct worker_opts {
     int64_t claim_rows, claim_bytes;
     int32_t flush_rows;
     int64_t flush_ns, grace_ns;
-    const volatile sig_atomic_t *stop_signal; /* not 0: drain; NULL: never */
+    int64_t cancel_ns;                        /* between looks for cancellations; 0: 5 s */
+    const volatile sig_atomic_t *stop_signal; /* how many: 1: drain, more: at once; NULL: never */
     struct progress_meter *progress;          /* NULL: none */
 };
 struct worker_summary {
@@ -42,7 +43,17 @@ struct worker_summary {
     struct engine_stats engine;
     struct totals totals; /* over all rows of the batches touched, also those there before */
     bool work_left;       /* stopped before the end */
+    int64_t parked, parked_tokens;   /* sequences that a drain took off, their generated ids */
+    int64_t resumed, resumed_tokens; /* sequences that went on where another worker had parked */
 };
+/* How a grace period is spent, from its beginning on: running sequences may finish until work_ns,
+ * then the rest is parked; what has not reached the database by sink_ns is left; the process is
+ * gone by exit_ns. A quarter of it, 30 s at most, is kept for what comes behind the work. */
+struct drain_budget {
+    int64_t work_ns, sink_ns, exit_ns;
+};
+struct drain_budget drain_budget_of(int64_t grace_ns);
+
 /* Runs until the source is drained and everything is settled, or a stop signal's drain is over.
  * Returns E_OK (summary->work_left tells of a stop), or what ended it: E_USAGE (input), E_FATAL
  * (engine, sink). Everything finished by then has been committed and acknowledged where the sink

@@ -10,18 +10,51 @@
 #include "worker/worker.h"
 
 enum stage { STAGE_NEW, STAGE_LOOKUP, STAGE_WAITING, STAGE_COUNTED, STAGE_DONE, STAGE_COMMITTING };
-enum { LOOKUP_MAX = 2048, COUNT_MAX = 1024, EVENT_MAX = 256, CALLS = 4 };
+enum { LOOKUP_MAX = 2048, COUNT_MAX = 1024, EVENT_MAX = 256, CALLS = 12 };
+enum { PARK_JOBS_MAX = 128, PARK_STATES_MAX = 512, UNPARK_MAX = 64 };
 
 struct list {
     struct job *first, *last;
     size_t n;
 };
 
+/* worker_park.c: a drain's, and of jobs that were parked before. */
+struct parking {
+    struct sink_call park, back, unpark;
+    struct list undone; /* off the engine, or never on it: to be parked, uncounted, released */
+    struct job *jobs[PARK_JOBS_MAX];
+    struct key keys[PARK_JOBS_MAX]; /* of `park` and `back` */
+    size_t n_jobs;
+    struct parked states[PARK_STATES_MAX];
+    size_t n_states;
+    struct text text;      /* the states' bytes */
+    struct list to_unpark; /* counted; their states are to be read */
+    struct list aside;     /* the sweep's, empty between two */
+    struct job *unparking[UNPARK_MAX];
+    struct key unpark_keys[UNPARK_MAX];
+    uint8_t engine_sha256[32];
+    int64_t work_until_ns, sink_until_ns; /* mono, once it drains */
+    bool hurried;
+    int64_t released; /* messages that went back without a row */
+};
+/* worker_cancel.c */
+struct cancelling {
+    struct sink_call call;
+    struct text text; /* copies of the keys: their jobs may have gone when the answer comes */
+    struct key *keys; /* [out.cap] */
+    bool *answers;
+    struct job **taken;  /* [out.cap] */
+    size_t n;            /* cut since the last sweep */
+    int64_t ask_ns;      /* mono: when to ask next */
+    int64_t deadline_ns; /* wall: the earliest of those that run or wait; INT64_MAX: none */
+};
+
 struct worker {
     struct worker_opts opts;
     struct worker_summary *summary;
     struct outstanding out;
-    struct queue *tasks, *ready, *events, *returns, *calls;
+    struct queue *tasks, *events, *returns, *calls;
+    struct ready_queue *ready;
     struct pool *pool;
     struct intake *intake;
     struct engine_group *engine;
@@ -54,6 +87,8 @@ struct worker {
     bool settle;               /* rows are waited for: commit as soon as all are rendered */
     int64_t turn_ns;
     int64_t output_bytes; /* of jobs with the engine */
+    struct parking parking;
+    struct cancelling cancelling;
     int64_t start_ns, drain_ns;
     bool drained, draining, cut_short, engine_gone, stop;
     int rc;
@@ -74,6 +109,35 @@ void worker_release(struct worker *w, struct job *job);
 void worker_to_commit(struct worker *w, struct job *job);
 void worker_send_commit(struct worker *w); /* when it is time to */
 void worker_after_commit(struct worker *w);
+
+void worker_refuse(struct worker *w, struct job *job, enum result_status status, const char *code,
+                   const char *detail);
+
+/* worker_drain.c, worker_park.c: drains; a job leaves this worker without a row, or comes with
+ * parked states. */
+void worker_start_drain(struct worker *w); /* again is harmless */
+void worker_mind_signals(struct worker *w);
+void worker_undone(struct worker *w, struct job *job); /* counted, and will not end here */
+void worker_to_engine(struct worker *w, struct job *const *jobs, size_t n); /* counted just now */
+void worker_park_step(struct worker *w);
+/* An answer of its calls, failed ones too. False: the call is not one of its own. */
+bool worker_park_answer(struct worker *w, struct sink_call *c);
+bool worker_park_busy(const struct worker *w);  /* a call is with the sink */
+bool worker_park_empty(const struct worker *w); /* nothing is left to be parked or released */
+void worker_park_open(struct worker *w);
+void worker_park_close(struct worker *w);
+
+/* worker_cancel.c: cancellations and deadlines of jobs that wait or run. */
+int worker_cancel_open(struct worker *w, struct err *err) TR_MUSTCHECK;
+void worker_cancel_close(struct worker *w);
+void worker_cancel_watch(struct worker *w, const struct job *job); /* it waits from here on */
+void worker_cancel_step(struct worker *w);
+bool worker_cancel_answer(struct worker *w, struct sink_call *c); /* as worker_park_answer */
+/* Ends the job before its end: now where it waits, at the next step where it runs, behind its
+ * lookup where that is on its way. */
+void worker_cut(struct worker *w, struct job *job, enum job_cut why);
+bool worker_deadline_passed(const struct worker *w, const struct job *job); /* and the slack */
+void worker_refuse_cut(struct worker *w, struct job *job); /* the row of one that did not run */
 
 /* worker_suspects.c: who may be counted next. */
 void worker_wait(struct worker *w, struct job *job); /* its lookup found nothing: it is to run */

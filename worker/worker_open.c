@@ -5,7 +5,7 @@
 static int open_queues(struct worker *w, struct err *err)
 {
     size_t cap = (size_t)w->opts.claim_rows + SOURCE_CLAIM_MAX + CALLS + 8;
-    struct queue **queues[] = {&w->tasks, &w->ready, &w->events, &w->returns, &w->calls};
+    struct queue **queues[] = {&w->tasks, &w->events, &w->returns, &w->calls};
     int rc = E_OK;
     for (size_t i = 0; rc == E_OK && i < TR_COUNT(queues); i++)
         rc = queue_open(queues[i], cap, err);
@@ -17,7 +17,11 @@ static int open_queues(struct worker *w, struct err *err)
         rc =
             err_set(err, E_FATAL, "worker: no memory for a transaction of %zu rows", w->commit_max);
     if (rc == E_OK)
+        rc = ready_queue_open(&w->ready, cap, err);
+    if (rc == E_OK)
         rc = outstanding_open(&w->out, cap, err);
+    if (rc == E_OK)
+        rc = worker_cancel_open(w, err);
     return rc;
 }
 
@@ -76,6 +80,9 @@ static void close_threads(struct worker *w)
     if (w->returns)
         queue_shut(w->returns);
     intake_close(w->intake);
+    /* The source is ours again. One that a drain found empty has no work left. */
+    if (w->cut_short && w->rc == E_OK && w->opts.source->ops->left)
+        w->cut_short = w->opts.source->ops->left(w->opts.source) != 0;
     engine_group_close(w->engine);
     if (w->tasks)
         queue_shut(w->tasks);
@@ -93,8 +100,11 @@ static void close_threads(struct worker *w)
 
 static void close_rest(struct worker *w)
 {
-    struct queue *queues[] = {w->tasks, w->ready, w->events, w->returns, w->calls};
+    struct queue *queues[] = {w->tasks, w->events, w->returns, w->calls};
     outstanding_close(&w->out);
+    ready_queue_close(w->ready);
+    worker_cancel_close(w);
+    worker_park_close(w);
     for (size_t i = 0; i < TR_COUNT(queues); i++)
         queue_close(queues[i]);
     mem_free(w->committing);
@@ -127,6 +137,7 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
     w->start_ns = clock_mono_ns(opts->clock);
     w->ready_cap = TR_MIN(TR_MAX((int64_t)stats.slots * 2, (int64_t)COUNT_MAX), opts->claim_rows);
     w->wave = stats.slots + w->ready_cap;
+    worker_park_open(w);
     w->rc = open_queues(w, err);
     if (w->rc == E_OK)
         w->rc = open_threads(w, err);
@@ -134,7 +145,7 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
         worker_loop(w);
     close_threads(w);
     sum_stats(opts, &summary->engine);
-    summary->work_left = w->out.n > 0 || w->cut_short;
+    summary->work_left = w->out.n > 0 || w->parking.released > 0 || w->cut_short;
     summary->seconds = (double)(clock_mono_ns(opts->clock) - w->start_ns) / 1e9;
     uncount(w);
     struct err ignored = {0};

@@ -14,12 +14,12 @@ void worker_wait(struct worker *w, struct job *job)
     if (suspect_is(job->attempts))
         suspects_add(&w->suspects, job);
     else
-        waiting_push(&w->out, job);
+        job_heap_push(&w->out.waiting, job);
 }
 
 bool worker_none_waits(const struct worker *w)
 {
-    return w->out.n_heap == 0 && w->suspects.n == 0;
+    return w->out.waiting.n == 0 && w->suspects.n == 0;
 }
 
 static bool suspects_turn(struct worker *w)
@@ -29,7 +29,7 @@ static bool suspects_turn(struct worker *w)
         w->turn_ns = 0;
         w->suspects_next = false;
     }
-    if (w->suspects.n == 0 || w->out.n_heap == 0)
+    if (w->suspects.n == 0 || w->out.waiting.n == 0)
         return w->suspects.n > 0;
     if (!w->turn_ns)
         w->turn_ns = now;
@@ -50,13 +50,13 @@ int64_t worker_room(struct worker *w)
     w->group = turn;
     if (turn)
         return suspects_group(&w->suspects, w->wave);
-    int64_t room = w->ready_cap - (int64_t)queue_length(w->ready);
+    int64_t room = w->ready_cap - (int64_t)ready_queue_length(w->ready);
     return room < TR_MIN(w->ready_cap / 4, 64) ? 0 : room;
 }
 
 struct job *worker_next(struct worker *w)
 {
-    return w->group ? suspects_take(&w->suspects) : waiting_pop(&w->out);
+    return w->group ? suspects_take(&w->suspects) : job_heap_pop(&w->out.waiting);
 }
 
 int worker_count_kind(struct worker *w, size_t counted)

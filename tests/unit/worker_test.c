@@ -146,6 +146,23 @@ static int faulty_commit(struct sink *s, const struct commit *c, struct commit_c
         return err_set(err, E_RETRY, "injected after");
     return rc;
 }
+static int faulty_park(struct sink *s, const struct parked *p, size_t n, struct err *err)
+{
+    struct faulty_sink *f = (struct faulty_sink *)s;
+    return f->real->ops->park(f->real, p, n, err);
+}
+static int faulty_unpark(struct sink *s, const struct key *k, size_t n, unpark_take *take,
+                         void *ctx, struct err *err)
+{
+    struct faulty_sink *f = (struct faulty_sink *)s;
+    return f->real->ops->unpark(f->real, k, n, take, ctx, err);
+}
+static int faulty_cancelled(struct sink *s, const struct key *k, size_t n, bool *out,
+                            struct err *err)
+{
+    struct faulty_sink *f = (struct faulty_sink *)s;
+    return f->real->ops->cancelled(f->real, k, n, out, err);
+}
 static int faulty_totals(struct sink *s, struct totals *t, struct err *err)
 {
     struct faulty_sink *f = (struct faulty_sink *)s;
@@ -181,6 +198,9 @@ static int run(const struct setting *set)
                                              .count_attempts = faulty_count,
                                              .record_death = faulty_death,
                                              .commit = faulty_commit,
+                                             .park = faulty_park,
+                                             .unpark = faulty_unpark,
+                                             .cancelled = faulty_cancelled,
                                              .totals = faulty_totals};
     struct faulty_sink sink = {.sink.ops = &sink_ops,
                                .before = set->before,
@@ -525,11 +545,11 @@ static void watermark_stands_before_the_oldest_open_job(void **state)
     assert_int_equal(partition_watermark(&o.partitions[0], 9, &messages), 20);
     assert_int_equal(messages, 2);
     outstanding_leave(&o, jobs[0]);
-    waiting_push(&o, jobs[2]);
-    waiting_push(&o, jobs[3]);
-    assert_ptr_equal(waiting_pop(&o), jobs[3]); /* priority before age */
-    assert_ptr_equal(waiting_pop(&o), jobs[2]);
-    assert_null(waiting_pop(&o));
+    job_heap_push(&o.waiting, jobs[2]);
+    job_heap_push(&o.waiting, jobs[3]);
+    assert_ptr_equal(job_heap_pop(&o.waiting), jobs[3]); /* priority before age */
+    assert_ptr_equal(job_heap_pop(&o.waiting), jobs[2]);
+    assert_null(job_heap_pop(&o.waiting));
     job_close(jobs[0]);
     job_close(jobs[1]);
     outstanding_close(&o);
