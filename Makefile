@@ -25,13 +25,14 @@ check: ## build, lint and the short unit tests (under a minute when warm)
 	@tests/drive.py check
 
 bench: ## measure ceilings and our share of them on this machine
+	@tools/install.sh bench
 	@tools/build.sh release
 	@tests/run/postgres_server.py $(BUILD)/sink_postgres_bench
 	@for bench in $(BUILD)/*_bench; do [ ! -x $$bench ] || $$bench || exit 1; done
 	@$(BIN) bench --model examples/tiny-model $(BENCH)
 
-golden: ## remake the golden files (needs Transformers)
-	@for script in tools/golden_*.py; do $(PYTHON) $$script || exit 1; done
+golden: ## remake the golden files (fetches Transformers)
+	@tools/golden.sh
 
 format: ## format the C sources in place
 	@tests/lint/format.sh --list | xargs clang-format-14 -i

@@ -143,8 +143,8 @@ def threaded_targets():
 
 def fixtures():
     """Public tokenizers and texts whose licences forbid shipping them; kept between runs."""
-    if os.path.exists("tools/fixtures.sh"):
-        execute("fixtures", ["tools/fixtures.sh"], 300)
+    execute("fixtures", ["tools/fixtures.sh"], 300)
+    execute("fixtures templates", ["tools/fixtures_templates.sh"], 300)
 
 
 def run_all():

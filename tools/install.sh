@@ -3,6 +3,8 @@
 #   tools/install.sh run     what building and running takes
 #   tools/install.sh demo    that, and the servers of `make demo`
 #   tools/install.sh test    what building, running and the tests take
+#   tools/install.sh bench   that, and the yardsticks of `make bench`
+#   tools/install.sh golden  what remaking the golden files takes
 # Debian 12 and Ubuntu 24.04. Asks dpkg first, so a machine that has everything pays milliseconds.
 set -eu
 
@@ -17,8 +19,10 @@ case "${1:-}" in
 run) want=$run ;;
 demo) want="$run $demo" ;;
 test) want="$run $tests" ;;
+bench) want="$run $tests libopenblas0-pthread" ;;
+golden) want="git python3 python3-venv npm" ;;
 *)
-    echo "usage: tools/install.sh run|demo|test" >&2
+    echo "usage: tools/install.sh run|demo|test|bench|golden" >&2
     exit 64
     ;;
 esac
