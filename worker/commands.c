@@ -50,6 +50,8 @@ static int run_options(struct run_opts *o, const struct config *config, struct e
     o->claim_rows = config_int(config, "claim-rows");
     o->claim_bytes = config_int(config, "claim-bytes");
     o->flush_rows = (int32_t)config_int(config, "flush-rows");
+    o->spool_dir = config_text(config, "spool-dir");
+    o->spool_bytes = config_int(config, "spool-bytes");
     o->flush_ns = config_int(config, "flush-interval");
     o->grace_ns = config_int(config, "grace");
     o->progress = modes[config_choice(config, "progress")];

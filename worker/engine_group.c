@@ -53,6 +53,12 @@ void engine_group_stop(struct engine_group *g)
         engine_thread_stop(g->threads[i]);
 }
 
+void engine_group_hold(struct engine_group *g, bool hold)
+{
+    for (int i = 0; i < g->n; i++)
+        engine_thread_hold(g->threads[i], hold);
+}
+
 int64_t engine_group_finished(struct engine_group *g)
 {
     int64_t n = 0;

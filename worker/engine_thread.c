@@ -127,8 +127,11 @@ static int run(struct engine_thread *et, struct finished *finished)
         bool idle = engine_idle(et->opts.engine);
         if (until_ns != INT64_MAX && idle && !et->running)
             return EVENT_ENGINE_IDLE;
-        if (until_ns == INT64_MAX && !submit(et, idle ? IDLE_WAIT_NS : 0))
+        bool hold = atomic_load(&et->hold);
+        if (until_ns == INT64_MAX && !hold && !submit(et, idle ? IDLE_WAIT_NS : 0))
             return EVENT_ENGINE_FAILED;
+        if (idle && hold)
+            clock_sleep_ns(et->opts.clock, IDLE_WAIT_NS);
         int n = engine_step(et->opts.engine, finished, FINISHED_BATCH, &et->err);
         if (n < 0)
             return EVENT_ENGINE_FAILED;
@@ -196,6 +199,11 @@ void engine_thread_cut(struct engine_thread *et)
 void engine_thread_stop(struct engine_thread *et)
 {
     atomic_store(&et->stop, true);
+}
+
+void engine_thread_hold(struct engine_thread *et, bool hold)
+{
+    atomic_store(&et->hold, hold);
 }
 
 int64_t engine_thread_finished(struct engine_thread *et)

@@ -11,7 +11,7 @@
 struct engine_thread {
     struct engine_thread_opts opts;
     pthread_t thread;
-    atomic_bool stop;
+    atomic_bool stop, hold;
     atomic_llong drain_until_ns; /* INT64_MAX: no drain */
     atomic_uint cuts;            /* times that a job was cut */
     unsigned cuts_seen;

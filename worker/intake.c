@@ -12,7 +12,7 @@ static const size_t JOB_OVERHEAD = 4096; /* struct, ids, request, result: beside
 struct intake {
     struct intake_opts opts;
     pthread_t thread;
-    atomic_bool stop;
+    atomic_bool stop, hold;
     atomic_llong claimed;
     int64_t rows, bytes, last_position[SOURCE_PARTITIONS_MAX];
     int32_t epoch[SOURCE_PARTITIONS_MAX];
@@ -171,7 +171,7 @@ static void *intake_main(void *arg)
     struct item items[RETURN_BATCH];
     bool told = false;
     for (;;) {
-        bool wants = !in->drained && !atomic_load(&in->stop) && room(in);
+        bool wants = !in->drained && !atomic_load(&in->stop) && !atomic_load(&in->hold) && room(in);
         bool last = queue_is_shut(in->opts.returns); /* asked first: nothing comes behind it */
         size_t n = queue_pop(in->opts.returns, items, RETURN_BATCH, wants ? 0 : PAUSE_NS);
         give_back(in, items, n);
@@ -194,6 +194,7 @@ int intake_open(struct intake **out, const struct intake_opts *opts, struct err 
     if (!in)
         return err_set(err, E_FATAL, "source thread: no memory");
     in->opts = *opts;
+    atomic_store(&in->hold, opts->hold);
     pthread_mutex_init(&in->mutex, NULL);
     note_lag(in);
     if (pthread_create(&in->thread, NULL, intake_main, in) != 0) {
@@ -208,6 +209,11 @@ int intake_open(struct intake **out, const struct intake_opts *opts, struct err 
 void intake_stop(struct intake *in)
 {
     atomic_store(&in->stop, true);
+}
+
+void intake_hold(struct intake *in, bool hold)
+{
+    atomic_store(&in->hold, hold);
 }
 
 int64_t intake_claimed(struct intake *in)

@@ -69,6 +69,22 @@ struct str job_str(struct job *job, struct str s)
     return (struct str){copy, s.len};
 }
 
+void job_mark_result(struct job *job)
+{
+    job->before_result = job->chunks;
+}
+
+void job_drop_result(struct job *job)
+{
+    while (job->result && job->chunks != job->before_result) {
+        struct job_chunk *newest = job->chunks;
+        job->chunks = newest->next;
+        job->bytes -= sizeof *newest + newest->cap;
+        mem_free(newest);
+    }
+    job->result = NULL;
+}
+
 int job_printf(struct job *job, struct str *out, const char *fmt, ...)
 {
     char text[2048];

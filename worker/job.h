@@ -116,8 +116,8 @@ struct job {
     struct job *next;            /* link of the one list that it stands in */
     uint64_t key_hash;
 
-    struct job_chunk *chunks;
-    size_t bytes; /* taken from the system for this job */
+    struct job_chunk *chunks, *before_result; /* newest first; those that came with the result */
+    size_t bytes;                             /* taken from the system for this job */
 };
 
 /* A job that holds `len` bytes of message (NUL behind them; the caller fills them in). NULL when
@@ -128,6 +128,10 @@ void job_close(struct job *job); /* NULL is legal; frees everything that belongs
 void *job_alloc(struct job *job, size_t size);
 /* Copies bytes and adds a NUL; ptr is NULL when refused. */
 struct str job_str(struct job *job, struct str s);
+/* The result begins here; and: it is kept elsewhere now, so its memory may go. What was allocated
+ * before it stays. */
+void job_mark_result(struct job *job);
+void job_drop_result(struct job *job);
 int job_printf(struct job *job, struct str *out, const char *fmt, ...) TR_PRINTF(3, 4);
 
 struct job_defaults {

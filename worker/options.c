@@ -149,6 +149,12 @@ const struct option option_table[] = {
      "rows that one transaction writes at most"},
     {"flush-interval", WORK, OPTION_DURATION, "5s", 0.01, 3600, NULL, "TIME", "Rows",
      "longest wait of a finished row for its transaction"},
+    {"spool-dir", WORK, OPTION_TEXT, NULL, 0, 0, NULL, "DIR", "Rows",
+     "keep finished rows in this folder while the database is away, also over a restart; one "
+     "folder "
+     "a worker; default: they wait in memory"},
+    {"spool-bytes", WORK, OPTION_SIZE, "1GiB", MIB, TIB, NULL, "SIZE", "Rows",
+     "what --spool-dir may hold; when it is full, no new sequence is begun"},
     {"show", RUN, OPTION_INT, "0", 0, 1000, NULL, "N", "Rows",
      "at the end print the first N rows, the counts and what to try next"},
 

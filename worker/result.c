@@ -275,6 +275,7 @@ static struct str source_json(struct job *job, const struct result_context *ctx,
 static struct result *begin_result(struct job *job, const struct result_context *ctx,
                                    enum result_status status, struct text *scratch)
 {
+    job_mark_result(job);
     struct result *r = job_alloc(job, sizeof *r);
     if (!r)
         return NULL;

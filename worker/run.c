@@ -35,6 +35,7 @@ struct session {
     struct run_opts opts;
     struct source *source;
     struct sink *sink;
+    struct spool *spool;
     struct loaded_model model;
     struct engine *engines[ENGINES_MAX];
     int n_engines;
@@ -192,6 +193,16 @@ static int open_sink(struct session *s, struct err *err)
     return sink_postgres_open(&s->sink, &postgres, err);
 }
 
+static int open_spool(struct session *s, struct err *err)
+{
+    const struct run_opts *o = &s->opts;
+    struct spool_opts spool = {
+        .dir = o->spool_dir,
+        .bytes = o->spool_bytes,
+        .owner = {s->sink->schema, str_of(s->sink->database), str_of(o->run)}};
+    return o->spool_dir ? spool_open(&s->spool, &spool, err) : E_OK;
+}
+
 /* Where jobs come from and where rows go. */
 static int ends_open(struct session *s, struct err *err)
 {
@@ -210,6 +221,8 @@ static int ends_open(struct session *s, struct err *err)
     if (rc < 0)
         return rc == E_USAGE ? EXIT_USAGE : rc == E_RETRY ? EXIT_UNREACHABLE : EXIT_MODEL;
     rc = open_sink(s, err);
+    if (rc == E_OK)
+        rc = open_spool(s, err);
     return rc == E_OK      ? EXIT_WELL
            : rc == E_USAGE ? EXIT_USAGE
            : rc == E_RETRY ? EXIT_UNREACHABLE
@@ -259,6 +272,7 @@ static void session_close(struct session *s)
         engine_close(s->engines[i]);
     model_hash_close(s->hash);
     loaded_model_close(&s->model);
+    spool_close(s->spool);
     sink_close(s->sink);
 }
 
@@ -319,6 +333,7 @@ static int run_session(struct session *s, struct err *err)
                             .engines = s->engines,
                             .n_engines = s->n_engines,
                             .sink = s->sink,
+                            .spool = s->spool,
                             .prepare = &s->prepare,
                             .result = &s->result,
                             .clock = clock,

@@ -32,11 +32,13 @@ struct run_opts {
     int32_t prepare_threads;    /* 0: half of the CPUs, at least 1 */
     int64_t claim_rows;         /* jobs in memory at once; 0: 16,384 */
     int64_t claim_bytes;        /* their bytes; 0: 256 MiB */
-    int32_t flush_rows;         /* results that make a transaction; 0: 512 */
-    int64_t flush_ns;           /* or the age of the oldest; 0: 5 s */
-    int64_t grace_ns;           /* Ctrl-C, SIGTERM: what is running may finish so long; < 0: 30 s */
-    bool strict;                /* exit 3 when a row is not `ok` */
-    int32_t show;               /* > 0: that many first rows, the counts, the next commands */
+    const char *spool_dir;      /* rows while the database is away; NULL: no spool */
+    int64_t spool_bytes;
+    int32_t flush_rows; /* results that make a transaction; 0: 512 */
+    int64_t flush_ns;   /* or the age of the oldest; 0: 5 s */
+    int64_t grace_ns;   /* Ctrl-C, SIGTERM: what is running may finish so long; < 0: 30 s */
+    bool strict;        /* exit 3 when a row is not `ok` */
+    int32_t show;       /* > 0: that many first rows, the counts, the next commands */
     enum progress_mode progress;
 };
 void run_opts_init(struct run_opts *o); /* every default filled in; input and db NULL */

@@ -159,6 +159,8 @@ struct sink_ops {
 };
 struct sink {
     const struct sink_ops *ops;
+    int32_t schema;     /* version of its tables */
+    char database[80];  /* "postgres:llm", "sqlite:rows.db": whose rows a spool holds */
     int64_t retry_ns;   /* behind E_RETRY: how long to wait before the same call; 0: as you like */
     struct str process; /* who counts: unlike that of any other process ever; ptr NULL: nobody */
 };

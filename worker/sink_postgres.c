@@ -2,6 +2,7 @@
  * transaction with the rows is in postgres_commit.c. Each call is one transaction. */
 #include "worker/sink_postgres.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "engine/log.h"
@@ -405,6 +406,8 @@ int sink_postgres_open(struct sink **out, const struct postgres_opts *opts, stru
         return rc;
     }
     postgres_succeeded(s);
+    s->sink.schema = POSTGRES_SCHEMA;
+    snprintf(s->sink.database, sizeof s->sink.database, "postgres:%.70s", PQdb(s->pg.conn));
     *out = &s->sink;
     return E_OK;
 }

@@ -164,6 +164,10 @@ int sink_sqlite_open(struct sink **out, const struct sqlite_opts *opts, struct e
         sink_sqlite_close(&s->sink);
         return rc;
     }
+    const char *slash = strrchr(opts->path, '/');
+    s->sink.schema = SCHEMA_VERSION;
+    snprintf(s->sink.database, sizeof s->sink.database, "sqlite:%.70s",
+             slash ? slash + 1 : opts->path);
     *out = &s->sink;
     return E_OK;
 }

@@ -1,17 +1,31 @@
-/* sink_thread: the sink's calls, one after the other. See threads.h. */
+/* sink_thread: the sink's calls, one after the other. See threads.h.
+ *
+ * While the sink is away, calls wait in order and one of them is sent again with growing pauses; a
+ * commit goes to the spool instead, where there is one, and its jobs with it out of the worker's
+ * hands. Once the sink answers, the spool is replayed first, then the calls that waited. */
 #include <pthread.h>
 
 #include "engine/log.h"
 #include "worker/threads.h"
 
+enum { WAITING_MAX = 16 };
 static const int64_t PAUSE_MIN_NS = 100000000, PAUSE_MAX_NS = 30000000000;
 
 struct sink_thread {
     struct sink *sink;
+    struct spool *spool;
     struct queue *calls, *events;
     const struct clock *clock;
     pthread_t thread;
     atomic_bool give_up;
+    struct sink_call *waiting[WAITING_MAX];
+    size_t n_waiting;
+    int64_t due_ns, pause_ns; /* when next (mono) */
+    enum sink_state state;
+    bool failed;
+    pthread_mutex_t mutex; /* guards what follows */
+    struct commit_counts replayed;
+    struct err err;
 };
 
 static int call_once(struct sink *sink, struct sink_call *c)
@@ -37,45 +51,193 @@ static int call_once(struct sink *sink, struct sink_call *c)
     }
 }
 
-/* Sleeps in slices, so that giving up is noticed. */
-static void pause_ns(struct sink_thread *st, int64_t ns)
+static void tell(struct sink_thread *st, enum event kind, void *ptr)
 {
-    for (; ns > 0 && !atomic_load(&st->give_up); ns -= PAUSE_MIN_NS)
-        clock_sleep_ns(st->clock, TR_MIN(ns, PAUSE_MIN_NS));
+    struct item item = {kind, ptr};
+    queue_push(st->events, &item, 1);
+}
+
+static void set_state(struct sink_thread *st, enum sink_state state)
+{
+    if (state == SINK_WELL)
+        st->pause_ns = PAUSE_MIN_NS;
+    if (st->state == state)
+        return;
+    st->state = state;
+    tell(st, EVENT_SINK_STATE, (void *)(intptr_t)state);
+}
+
+/* It answered E_RETRY: when to ask next. */
+static void put_off(struct sink_thread *st, const struct err *why)
+{
+    int64_t wait_ns = st->sink->retry_ns > 0 ? st->sink->retry_ns : st->pause_ns;
+    st->pause_ns = TR_MIN(st->pause_ns * 2, PAUSE_MAX_NS);
+    st->due_ns = clock_mono_ns(st->clock) + wait_ns;
+    LOG(LOG_WARN, "sink_retry", LOG_S("error", why->msg), LOG_F("seconds", (double)wait_ns / 1e9));
+    if (st->state == SINK_WELL)
+        set_state(st, SINK_AWAY);
+}
+
+/* ---- spool ---- */
+
+/* Whether the commit is off the worker's hands. Progress is not kept: it is sent again. */
+static bool spooled(struct sink_thread *st, struct sink_call *c)
+{
+    struct err why = {0};
+    if (!st->spool || c->kind != SINK_COMMIT)
+        return false;
+    bool rows = c->commit.n_results + c->commit.n_dead_letters + c->commit.n_lost_ranges > 0;
+    if (rows && spool_append(st->spool, &c->commit, &why) < 0) {
+        LOG(LOG_ERROR, "spool_refused", LOG_S("error", why.msg),
+            LOG_I("rows", c->commit.n_results + c->commit.n_dead_letters));
+        set_state(st, SINK_AWAY_FULL);
+        return false;
+    }
+    if (rows)
+        LOG(LOG_INFO, "spooled", LOG_I("rows", c->commit.n_results + c->commit.n_dead_letters),
+            LOG_I("bytes", spool_bytes(st->spool)));
+    c->rc = SINK_SPOOLED;
+    return true;
+}
+
+/* Everything that waits is told what ended it, and so is the worker. */
+static void fail(struct sink_thread *st, const struct err *why)
+{
+    st->failed = true;
+    pthread_mutex_lock(&st->mutex);
+    st->err = *why;
+    pthread_mutex_unlock(&st->mutex);
+    for (size_t i = 0; i < st->n_waiting; i++) {
+        st->waiting[i]->rc = why->code;
+        st->waiting[i]->err = *why;
+        tell(st, EVENT_SINK_DONE, st->waiting[i]);
+    }
+    st->n_waiting = 0;
+    tell(st, EVENT_SINK_FAILED, NULL);
+}
+
+/* False: not now. */
+static bool replay(struct sink_thread *st)
+{
+    struct spool_replayed done = {0};
+    struct err why = {0};
+    if (spool_empty(st->spool))
+        return true;
+    int rc = spool_replay(st->spool, st->sink, &done, &why);
+    pthread_mutex_lock(&st->mutex);
+    st->replayed.inserted += done.counts.inserted;
+    st->replayed.already += done.counts.already;
+    st->replayed.dead_letters += done.counts.dead_letters;
+    pthread_mutex_unlock(&st->mutex);
+    if (done.rows || done.damaged || rc >= 0)
+        LOG(done.damaged ? LOG_ERROR : LOG_INFO, "spool_replayed", LOG_I("rows", done.rows),
+            LOG_I("inserted", done.counts.inserted), LOG_I("already", done.counts.already),
+            LOG_I("damaged", done.damaged), LOG_I("torn_bytes", done.torn_bytes));
+    if (rc >= 0)
+        tell(st, EVENT_SPOOL_REPLAYED, NULL);
+    else if (rc == E_RETRY)
+        put_off(st, &why);
+    else
+        fail(st, &why);
+    return rc >= 0;
+}
+
+/* ---- calls ---- */
+
+static bool away(const struct sink_thread *st)
+{
+    return st->n_waiting > 0 || !spool_empty(st->spool);
+}
+
+static void serve(struct sink_thread *st, struct sink_call *c)
+{
+    bool last = atomic_load(&st->give_up);
+    c->rc = st->failed ? st->err.code : E_RETRY;
+    c->err = st->err;
+    if (!st->failed && (last || !away(st))) {
+        c->rc = call_once(st->sink, c);
+        if (c->rc == E_RETRY && !last)
+            put_off(st, &c->err);
+        else if (c->rc >= 0 && !away(st))
+            set_state(st, SINK_WELL); /* a commit of progress alone leaves nothing that waits */
+    }
+    if (c->rc == E_RETRY && !spooled(st, c) && !last) {
+        CHECK(st->n_waiting < WAITING_MAX);
+        st->waiting[st->n_waiting++] = c;
+        return;
+    }
+    tell(st, EVENT_SINK_DONE, c);
+}
+
+/* The sink may be back. */
+static void again(struct sink_thread *st)
+{
+    if (!replay(st))
+        return;
+    while (st->n_waiting) {
+        struct sink_call *c = st->waiting[0];
+        c->rc = call_once(st->sink, c);
+        if (c->rc == E_RETRY) {
+            put_off(st, &c->err);
+            return;
+        }
+        memmove(st->waiting, st->waiting + 1, --st->n_waiting * sizeof *st->waiting);
+        tell(st, EVENT_SINK_DONE, c);
+    }
+    set_state(st, SINK_WELL);
+}
+
+/* E_RETRY is final now; rows still go to the spool where there is room. */
+static void give_up_waiting(struct sink_thread *st)
+{
+    for (size_t i = 0; i < st->n_waiting; i++) {
+        if (!spooled(st, st->waiting[i]))
+            st->waiting[i]->rc = E_RETRY;
+        if (!st->waiting[i]->err.code)
+            err_typed(&st->waiting[i]->err, E_RETRY, "database", "the database is away");
+        tell(st, EVENT_SINK_DONE, st->waiting[i]);
+    }
+    st->n_waiting = 0;
 }
 
 static void *sink_main(void *arg)
 {
     struct sink_thread *st = arg;
     struct item item;
-    while (queue_pop(st->calls, &item, 1, -1) > 0) {
-        struct sink_call *c = item.ptr;
-        int64_t wait_ns = PAUSE_MIN_NS;
-        while ((c->rc = call_once(st->sink, c)) == E_RETRY && !atomic_load(&st->give_up)) {
-            if (st->sink->retry_ns > 0)
-                wait_ns = st->sink->retry_ns;
-            LOG(LOG_WARN, "sink_retry", LOG_S("error", c->err.msg),
-                LOG_F("seconds", (double)wait_ns / 1e9));
-            pause_ns(st, wait_ns);
-            wait_ns = TR_MIN(wait_ns * 2, PAUSE_MAX_NS);
-        }
-        item.kind = EVENT_SINK_DONE;
-        queue_push(st->events, &item, 1);
+    for (;;) {
+        bool tries = !st->failed && !atomic_load(&st->give_up) && away(st);
+        bool shut = queue_is_shut(st->calls); /* asked first: nothing comes behind it */
+        int64_t left = TR_MAX(st->due_ns - clock_mono_ns(st->clock), (int64_t)0);
+        size_t n = queue_pop(st->calls, &item, 1, tries ? TR_MIN(left, PAUSE_MIN_NS) : -1);
+        if (n)
+            serve(st, item.ptr);
+        else if (shut && st->n_waiting == 0)
+            return NULL;
+        else if (shut)
+            clock_sleep_ns(st->clock, PAUSE_MIN_NS);
+        if (atomic_load(&st->give_up))
+            give_up_waiting(st);
+        else if (!st->failed && away(st) && clock_mono_ns(st->clock) >= st->due_ns)
+            again(st);
     }
-    return NULL;
 }
 
-int sink_thread_open(struct sink_thread **out, struct sink *sink, struct queue *calls,
-                     struct queue *events, const struct clock *clock, struct err *err)
+int sink_thread_open(struct sink_thread **out, const struct sink_thread_opts *opts, struct err *err)
 {
     struct sink_thread *st = mem_alloc(1, sizeof *st);
     if (!st)
         return err_set(err, E_FATAL, "sink thread: no memory");
-    st->sink = sink;
-    st->calls = calls;
-    st->events = events;
-    st->clock = clock;
+    st->sink = opts->sink;
+    st->spool = opts->spool;
+    st->calls = opts->calls;
+    st->events = opts->events;
+    st->clock = opts->clock;
+    st->pause_ns = PAUSE_MIN_NS;
+    pthread_mutex_init(&st->mutex, NULL);
+    if (!spool_empty(st->spool)) /* an earlier process's: before anything else */
+        set_state(st, SINK_AWAY);
     if (pthread_create(&st->thread, NULL, sink_main, st) != 0) {
+        pthread_mutex_destroy(&st->mutex);
         mem_free(st);
         return err_set(err, E_FATAL, "sink thread: cannot start");
     }
@@ -88,10 +250,26 @@ void sink_thread_give_up(struct sink_thread *st)
     atomic_store(&st->give_up, true);
 }
 
+void sink_thread_replayed(struct sink_thread *st, struct commit_counts *out)
+{
+    pthread_mutex_lock(&st->mutex);
+    *out = st->replayed;
+    st->replayed = (struct commit_counts){0};
+    pthread_mutex_unlock(&st->mutex);
+}
+
+void sink_thread_error(struct sink_thread *st, struct err *out)
+{
+    pthread_mutex_lock(&st->mutex);
+    *out = st->err;
+    pthread_mutex_unlock(&st->mutex);
+}
+
 void sink_thread_close(struct sink_thread *st)
 {
     if (!st)
         return;
     pthread_join(st->thread, NULL);
+    pthread_mutex_destroy(&st->mutex);
     mem_free(st);
 }

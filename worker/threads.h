@@ -10,21 +10,25 @@
 #include "worker/ready_queue.h"
 #include "worker/sink.h"
 #include "worker/source.h"
+#include "worker/spool.h"
 
 /* What arrives in the worker's event queue. */
 enum event {
-    EVENT_PREPARED = 1,  /* job: parsed and tokenized, or refused */
-    EVENT_RENDERED,      /* job: its result is made */
-    EVENT_UNDONE,        /* job: a drain took it off the engine before its end */
-    EVENT_ASSIGNED,      /* partition: wants its start */
-    EVENT_REVOKED,       /* partition: commit what is finished of it, then forget it */
-    EVENT_LOST,          /* partition: forget it */
-    EVENT_GAP,           /* struct source_gap, the worker's from here on */
-    EVENT_DRAINED,       /* the source has given its last message */
-    EVENT_SOURCE_FAILED, /* intake_error says why */
-    EVENT_SINK_DONE,     /* struct sink_call */
-    EVENT_ENGINE_IDLE,   /* every engine's thread has left: nothing runs any more */
-    EVENT_ENGINE_FAILED, /* one engine is lost: engine_group_error says why; the others go on */
+    EVENT_PREPARED = 1,   /* job: parsed and tokenized, or refused */
+    EVENT_RENDERED,       /* job: its result is made */
+    EVENT_UNDONE,         /* job: a drain took it off the engine before its end */
+    EVENT_ASSIGNED,       /* partition: wants its start */
+    EVENT_REVOKED,        /* partition: commit what is finished of it, then forget it */
+    EVENT_LOST,           /* partition: forget it */
+    EVENT_GAP,            /* struct source_gap, the worker's from here on */
+    EVENT_DRAINED,        /* the source has given its last message */
+    EVENT_SOURCE_FAILED,  /* intake_error says why */
+    EVENT_SINK_DONE,      /* struct sink_call */
+    EVENT_SINK_STATE,     /* enum sink_state */
+    EVENT_SINK_FAILED,    /* sink_thread_error says why */
+    EVENT_SPOOL_REPLAYED, /* every commit that came back as SINK_SPOOLED is committed now */
+    EVENT_ENGINE_IDLE,    /* every engine's thread has left: nothing runs any more */
+    EVENT_ENGINE_FAILED,  /* one engine is lost: engine_group_error says why; the others go on */
 };
 
 /* ---- intake: the source's thread ---- */
@@ -50,9 +54,12 @@ struct intake_opts {
     struct queue *returns; /* TASK_ACK, TASK_RELEASE: jobs, which the intake frees; shut: it ends */
     struct queue *events;
     int64_t rows, bytes; /* admission budget */
+    bool hold;           /* begin on hold */
 };
 int intake_open(struct intake **out, const struct intake_opts *opts, struct err *err) TR_MUSTCHECK;
-void intake_stop(struct intake *in);       /* claim nothing more; EVENT_DRAINED follows */
+void intake_stop(struct intake *in); /* claim nothing more; EVENT_DRAINED follows */
+/* Claims nothing while on hold; polls, renewals and acks go on. */
+void intake_hold(struct intake *in, bool hold);
 int64_t intake_claimed(struct intake *in); /* messages so far; final after EVENT_DRAINED */
 void intake_lag(struct intake *in, struct source_lag *out);
 const struct err *intake_error(const struct intake *in);
@@ -90,6 +97,8 @@ void engine_thread_drain(struct engine_thread *et, int64_t until_ns);
 void engine_thread_cut(struct engine_thread *et); /* a job that it may have has job->cut set */
 void engine_thread_stop(
     struct engine_thread *et); /* leave after this step; the rest stays undone */
+/* Submits nothing while on hold; what runs goes on. */
+void engine_thread_hold(struct engine_thread *et, bool hold);
 int64_t engine_thread_finished(struct engine_thread *et); /* jobs handed to `tasks` so far */
 void engine_thread_stats(struct engine_thread *et, struct engine_stats *out);
 const struct err *engine_thread_error(const struct engine_thread *et);
@@ -110,6 +119,7 @@ int engine_group_open(struct engine_group **out, const struct engine_group_opts 
 void engine_group_drain(struct engine_group *g, int64_t until_ns); /* each as engine_thread_drain */
 void engine_group_cut(struct engine_group *g);
 void engine_group_stop(struct engine_group *g);
+void engine_group_hold(struct engine_group *g, bool hold);
 int64_t engine_group_finished(struct engine_group *g);                     /* jobs of all */
 void engine_group_stats(struct engine_group *g, struct engine_stats *out); /* engine_stats_add */
 const struct err *engine_group_error(const struct engine_group *g); /* of the first that failed */
@@ -145,12 +155,28 @@ struct sink_call {
     int rc;          /* out */
     struct err err;
 };
+enum { SINK_SPOOLED = 1 }; /* rc of a commit whose rows are in the spool: no ack yet */
+enum sink_state {
+    SINK_WELL,
+    SINK_AWAY,      /* a call answered E_RETRY and has not gone through since; or a spool waits */
+    SINK_AWAY_FULL, /* and the spool takes no more */
+};
 struct sink_thread;
-/* Calls wait in order; one that answers E_RETRY is sent again with growing pauses until it goes
- * through or sink_thread_give_up. Each comes back as EVENT_SINK_DONE. */
-int sink_thread_open(struct sink_thread **out, struct sink *sink, struct queue *calls,
-                     struct queue *events, const struct clock *clock, struct err *err) TR_MUSTCHECK;
+struct sink_thread_opts {
+    struct sink *sink;
+    struct spool *spool; /* NULL: none. This thread's from here on */
+    struct queue *calls, *events;
+    const struct clock *clock;
+};
+/* Calls are answered in order; one that answers E_RETRY waits, and those behind it, and is sent
+ * again with growing pauses until it goes through or sink_thread_give_up. A commit does not wait
+ * where the spool takes it. Each comes back as EVENT_SINK_DONE. */
+int sink_thread_open(struct sink_thread **out, const struct sink_thread_opts *opts,
+                     struct err *err) TR_MUSTCHECK;
 void sink_thread_give_up(struct sink_thread *st); /* E_RETRY is final from here on */
-void sink_thread_close(struct sink_thread *st);   /* waits until `calls`, shut, is empty */
+/* What replays have committed since the last question. */
+void sink_thread_replayed(struct sink_thread *st, struct commit_counts *out);
+void sink_thread_error(struct sink_thread *st, struct err *out);
+void sink_thread_close(struct sink_thread *st); /* waits until `calls`, shut, is empty */
 
 #endif

@@ -199,13 +199,17 @@ static void on_sink(struct worker *w, struct sink_call *c)
     c->busy = false;
     if (worker_park_answer(w, c) || worker_cancel_answer(w, c))
         return;
-    if (c->rc < 0) {
+    if (c->rc == E_RETRY && w->gave_up) {
+        w->stop = true; /* its time was over; work is left */
+    } else if (c->rc < 0) {
         give_up(w, c->rc, &c->err);
     } else if (c->kind == SINK_LOOKUP) {
         for (size_t i = 0; i < c->n; i++)
             after_lookup(w, w->looked_up[i], &w->lookups[i]);
     } else if (c->kind == SINK_COUNT) {
         after_count(w);
+    } else if (c->kind == SINK_COMMIT && c->rc == SINK_SPOOLED) {
+        worker_after_spool(w);
     } else if (c->kind == SINK_COMMIT) {
         worker_after_commit(w);
     } else if (c->kind == SINK_PROGRESS) {
@@ -249,6 +253,18 @@ static void on_event(struct worker *w, const struct item *item)
     case EVENT_SINK_DONE:
         on_sink(w, item->ptr);
         break;
+    case EVENT_SINK_STATE:
+        worker_sink_state(w, (enum sink_state)(intptr_t)item->ptr);
+        break;
+    case EVENT_SINK_FAILED: {
+        struct err why;
+        sink_thread_error(w->sink, &why);
+        give_up(w, why.code, &why);
+        break;
+    }
+    case EVENT_SPOOL_REPLAYED:
+        worker_after_replay(w);
+        break;
     case EVENT_ENGINE_FAILED:
         w->rc = err_typed(w->err, E_FATAL, "engine", "%s", engine_group_error(w->engine)->msg);
         LOG(LOG_ERROR, "engine_failed", LOG_S("error", w->err->msg));
@@ -267,7 +283,7 @@ static bool finished(const struct worker *w)
                  !w->cancelling.call.busy && !worker_park_busy(w);
     if (w->stop)
         return quiet;
-    return quiet && w->to_commit.n == 0 && worker_park_empty(w) && !w->progress_ns &&
+    return quiet && w->to_commit.n == 0 && worker_park_empty(w) && !worker_rows_owed(w) &&
            worker_last_rows(w);
 }
 

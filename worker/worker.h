@@ -15,12 +15,14 @@
 #include "worker/prepare.h"
 #include "worker/progress.h"
 #include "worker/source.h"
+#include "worker/spool.h"
 
 struct worker_opts {
     struct source *source;
     struct engine *const *engines; /* [n_engines], one thread each, fed from one queue */
     int n_engines;
     struct sink *sink;
+    struct spool *spool; /* rows go there while the sink is away; NULL: they wait in memory */
     const struct prepare_context *prepare;
     const struct result_context *result;
     const struct clock *clock;
@@ -42,6 +44,7 @@ struct worker_summary {
     double seconds, device_seconds;
     struct engine_stats engine;
     struct totals totals; /* over all rows of the batches touched, also those there before */
+    int64_t spooled;      /* rows that stand in the spool and not yet in the database */
     bool work_left;       /* stopped before the end */
     int64_t parked, parked_tokens;   /* sequences that a drain took off, their generated ids */
     int64_t resumed, resumed_tokens; /* sequences that went on where another worker had parked */

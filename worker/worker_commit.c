@@ -78,18 +78,16 @@ static bool commit_due(const struct worker *w, int64_t now)
     bool rows = w->to_commit.n > 0;
     if (w->commit.busy || !(rows || w->progress_ns))
         return false;
+    if (!rows && w->sink_state != SINK_WELL && w->flush != FLUSH_ASKED)
+        return !w->gave_up && now - w->progress_ns >= w->opts.flush_ns; /* a knock at its door */
     return w->to_commit.n >= (size_t)w->opts.flush_rows || w->flush == FLUSH_ASKED ||
            (rows && now - w->oldest_ns >= w->opts.flush_ns) ||
            (rows && w->settle && w->with_engine == w->rendered) ||
            (w->progress_ns && now - w->progress_ns >= w->opts.flush_ns) || worker_last_rows(w);
 }
 
-void worker_send_commit(struct worker *w)
+void worker_fill_commit(struct worker *w)
 {
-    int64_t now = clock_mono_ns(w->opts.clock);
-    if (!commit_due(w, now))
-        return;
-    struct commit *c = &w->commit.commit;
     size_t n = 0, results = 0, dead = 0;
     for (struct job *job; n < w->commit_max && (job = list_take(&w->to_commit)); n++) {
         w->committing[n] = job;
@@ -100,37 +98,51 @@ void worker_send_commit(struct worker *w)
         if (!job->result || job->result->status == RESULT_DEAD)
             add_dead_letter(w, &w->dead[dead++], job);
     }
-    w->oldest_ns = now;
     w->n_committing = n;
-    *c = (struct commit){.results = w->results,
-                         .n_results = results,
-                         .dead_letters = w->dead,
-                         .n_dead_letters = dead,
-                         .lost_ranges = w->sent_gaps,
-                         .n_lost_ranges = w->n_gaps,
-                         .now_ns = clock_wall_ns(w->opts.clock)};
-    fill_progress(w);
-    w->progress_ns = 0;
+    w->commit.commit = (struct commit){.results = w->results,
+                                       .n_results = results,
+                                       .dead_letters = w->dead,
+                                       .n_dead_letters = dead,
+                                       .lost_ranges = w->sent_gaps,
+                                       .n_lost_ranges = w->n_gaps,
+                                       .now_ns = clock_wall_ns(w->opts.clock)};
     memcpy(w->sent_gaps, w->gaps, w->n_gaps * sizeof *w->gaps);
     w->n_gaps = 0;
+}
+
+void worker_send_commit(struct worker *w)
+{
+    int64_t now = clock_mono_ns(w->opts.clock);
+    if (!commit_due(w, now))
+        return;
+    worker_fill_commit(w);
+    fill_progress(w);
+    w->oldest_ns = now;
+    w->progress_ns = 0;
     if (w->flush == FLUSH_ASKED)
         w->flush = FLUSH_SENT;
     worker_call_sink(w, &w->commit, SINK_COMMIT);
 }
 
-void worker_after_commit(struct worker *w)
+void worker_tally(struct worker *w, const struct job *job)
 {
     struct worker_summary *s = w->summary;
-    s->dead_letters += w->commit.counts.dead_letters;
-    s->present += w->commit.counts.already;
+    const struct result *r = job->result;
+    if (!r)
+        return;
+    s->rows[r->status]++;
+    s->prompt_tokens += r->prompt_tokens;
+    s->completion_tokens += r->completion_tokens;
+    s->device_seconds += r->device_seconds;
+}
+
+void worker_after_commit(struct worker *w)
+{
+    w->summary->dead_letters += w->commit.counts.dead_letters;
+    w->summary->present += w->commit.counts.already;
     for (size_t i = 0; i < w->n_committing; i++) {
-        const struct result *r = w->committing[i]->result;
-        if (r) {
-            s->rows[r->status]++;
-            s->prompt_tokens += r->prompt_tokens;
-            s->completion_tokens += r->completion_tokens;
-            s->device_seconds += r->device_seconds;
-        }
+        worker_tally(w, w->committing[i]);
         worker_settle(w, w->committing[i]);
     }
+    w->n_committing = 0;
 }

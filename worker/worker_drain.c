@@ -43,5 +43,5 @@ void worker_mind_signals(struct worker *w)
         LOG(LOG_INFO, "drain_hurried", LOG_I("outstanding", w->out.n));
     }
     if (clock_mono_ns(w->opts.clock) >= w->parking.sink_until_ns)
-        sink_thread_give_up(w->sink);
+        worker_give_up(w);
 }

@@ -1,6 +1,6 @@
 /* worker_impl: what the worker's files share: its state. worker.c holds the flow of a job and the
- * events, worker_commit.c the transaction and the ack, worker_open.c threads and ends. Nobody else
- * includes this. */
+ * events, worker_commit.c the transaction and the ack, worker_spool.c the time without a database,
+ * worker_open.c threads and ends. Nobody else includes this. */
 #ifndef TRANCHE_WORKER_WORKER_IMPL_H
 #define TRANCHE_WORKER_WORKER_IMPL_H
 
@@ -9,7 +9,15 @@
 #include "worker/threads.h"
 #include "worker/worker.h"
 
-enum stage { STAGE_NEW, STAGE_LOOKUP, STAGE_WAITING, STAGE_COUNTED, STAGE_DONE, STAGE_COMMITTING };
+enum stage {
+    STAGE_NEW,
+    STAGE_LOOKUP,
+    STAGE_WAITING,
+    STAGE_COUNTED,
+    STAGE_DONE,
+    STAGE_COMMITTING,
+    STAGE_SPOOLED
+};
 enum { LOOKUP_MAX = 2048, COUNT_MAX = 1024, EVENT_MAX = 256, CALLS = 12 };
 enum { PARK_JOBS_MAX = 128, PARK_STATES_MAX = 512, UNPARK_MAX = 64 };
 
@@ -80,6 +88,10 @@ struct worker {
     struct lost_range gaps[SOURCE_GAPS_MAX], sent_gaps[SOURCE_GAPS_MAX]; /* for the next commit */
     size_t n_gaps;
 
+    struct list spooled; /* their rows stand in the spool, not yet in the database */
+    enum sink_state sink_state;
+    bool gave_up;
+
     int64_t ready_cap, rendered, with_engine; /* handed to the engine; of them come back */
     int64_t wave;                             /* jobs that a death may find in flight */
     struct suspects suspects;
@@ -109,6 +121,9 @@ void worker_release(struct worker *w, struct job *job);
 void worker_to_commit(struct worker *w, struct job *job);
 void worker_send_commit(struct worker *w); /* when it is time to */
 void worker_after_commit(struct worker *w);
+/* Takes jobs off to_commit into w->commit: the rows, not the progress. */
+void worker_fill_commit(struct worker *w);
+void worker_tally(struct worker *w, const struct job *job); /* into the summary */
 
 void worker_refuse(struct worker *w, struct job *job, enum result_status status, const char *code,
                    const char *detail);
@@ -155,6 +170,13 @@ void worker_partition_starts(struct worker *w);       /* asks the sink for them 
 void worker_partition_after_starts(struct worker *w); /* the sink has answered */
 void worker_partition_flush(struct worker *w);        /* tells the source once all is committed */
 struct progress worker_progress_of(const struct worker *w, int32_t partition);
+/* worker_spool.c: while the sink is away. */
+void worker_sink_state(struct worker *w, enum sink_state state);
+void worker_after_spool(struct worker *w);     /* the commit is in the spool, its jobs wait */
+void worker_after_replay(struct worker *w);    /* and now it is in the database */
+void worker_give_up(struct worker *w);         /* the grace is over: the sink gets no more time */
+bool worker_rows_owed(const struct worker *w); /* wait for the sink before the end */
+void worker_spool_rest(struct worker *w);      /* last of all, without threads: what is finished */
 /* Nothing but the rows to commit is left, so that waiting for more would be waiting for the clock.
  */
 bool worker_last_rows(const struct worker *w);

@@ -36,13 +36,19 @@ static int open_threads(struct worker *w, struct err *err)
                              .result = o->result};
     struct engine_group_opts engine = {o->engines, o->n_engines, w->ready,
                                        w->tasks,   w->events,    o->clock};
-    struct intake_opts intake = {o->source, w->tasks,      w->returns,
-                                 w->events, o->claim_rows, o->claim_bytes};
+    struct intake_opts intake = {.source = o->source,
+                                 .tasks = w->tasks,
+                                 .returns = w->returns,
+                                 .events = w->events,
+                                 .rows = o->claim_rows,
+                                 .bytes = o->claim_bytes,
+                                 .hold = !spool_empty(o->spool)};
+    struct sink_thread_opts sink = {o->sink, o->spool, w->calls, w->events, o->clock};
     int rc = pool_open(&w->pool, &pool, err);
     if (rc == E_OK)
         rc = engine_group_open(&w->engine, &engine, err);
     if (rc == E_OK)
-        rc = sink_thread_open(&w->sink, o->sink, w->calls, w->events, o->clock, err);
+        rc = sink_thread_open(&w->sink, &sink, err);
     if (rc == E_OK)
         rc = intake_open(&w->intake, &intake, err);
     return rc;
@@ -144,6 +150,7 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
     if (w->rc == E_OK)
         worker_loop(w);
     close_threads(w);
+    worker_spool_rest(w);
     sum_stats(opts, &summary->engine);
     summary->work_left = w->out.n > 0 || w->parking.released > 0 || w->cut_short;
     summary->seconds = (double)(clock_mono_ns(opts->clock) - w->start_ns) / 1e9;

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <pthread.h>
 #include <sqlite3.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -99,10 +100,22 @@ struct faulty_sink {
     int before, after; /* commits that answer E_RETRY without, or with, having been done */
     int fatal_at;      /* the commit that answers E_FATAL; 0: none */
     int commits;
+    int down_at, down_for; /* from this commit on, so many calls of any kind find nobody */
 };
+/* Whether the database is away for this call. */
+static bool down(struct faulty_sink *f)
+{
+    if (f->commits < f->down_at || f->down_for == 0)
+        return false;
+    f->sink.retry_ns = 5000000;
+    f->down_for--;
+    return true;
+}
 static int faulty_lookup(struct sink *s, struct lookup *l, size_t n, struct err *err)
 {
     struct faulty_sink *f = (struct faulty_sink *)s;
+    if (down(f))
+        return err_set(err, E_RETRY, "injected away");
     return f->real->ops->lookup(f->real, l, n, err);
 }
 /* Everything counted before must have its row by now where a suspect is among those that come. */
@@ -125,6 +138,8 @@ static int faulty_count(struct sink *s, const struct key *k, size_t n, int delta
 {
     struct faulty_sink *f = (struct faulty_sink *)s;
     note_group(k, n, delta);
+    if (down(f))
+        return err_set(err, E_RETRY, "injected away");
     return f->real->ops->count_attempts(f->real, k, n, delta, a, err);
 }
 static int faulty_death(struct sink *s, struct death *d, struct err *err)
@@ -139,6 +154,8 @@ static int faulty_commit(struct sink *s, const struct commit *c, struct commit_c
     f->commits++;
     if (f->fatal_at == f->commits)
         return err_set(err, E_FATAL, "injected");
+    if (down(f))
+        return err_set(err, E_RETRY, "injected away");
     if (f->before > 0 && f->before--)
         return err_set(err, E_RETRY, "injected before");
     int rc = f->real->ops->commit(f->real, c, counts, err);
@@ -173,7 +190,8 @@ static int faulty_totals(struct sink *s, struct totals *t, struct err *err)
 static volatile sig_atomic_t stop_flag;
 struct setting {
     const char *const *lines;
-    int n, before, after, fatal_at, stall_at;
+    int n, before, after, fatal_at, stall_at, down_at, down_for;
+    int64_t spool_bytes; /* 0: no spool */
     double fail_share;
     int64_t step_ns, grace_ns, claim_rows;
     int32_t flush_rows;
@@ -182,6 +200,9 @@ struct setting {
 static struct fake_source source;
 static struct worker_summary summary;
 static struct err error;
+static char spool_dir[64];
+static struct spool *spool;
+static int64_t spool_left;
 
 static int run(const struct setting *set)
 {
@@ -205,11 +226,18 @@ static int run(const struct setting *set)
     struct faulty_sink sink = {.sink.ops = &sink_ops,
                                .before = set->before,
                                .after = set->after,
-                               .fatal_at = set->fatal_at};
+                               .fatal_at = set->fatal_at,
+                               .down_at = set->down_at,
+                               .down_for = set->down_for};
+    struct spool_opts spool_opts = {
+        .dir = spool_dir, .bytes = set->spool_bytes, .owner = {1, STR("fake"), STR("main")}};
+    spool = NULL;
     struct sqlite_opts sqlite = {.path = path};
     error = (struct err){0};
     assert_int_equal(sink_sqlite_open(&sink.real, &sqlite, &error), E_OK);
     sink.real->process = STR("here");
+    if (set->spool_bytes)
+        assert_int_equal(spool_open(&spool, &spool_opts, &error), E_OK);
     source = (struct fake_source){.source = {&source_ops, "b.jsonl", "b"},
                                   .lines = set->lines,
                                   .n = set->n,
@@ -246,6 +274,7 @@ static int run(const struct setting *set)
                                .engines = &engine,
                                .n_engines = 1,
                                .sink = &sink.sink,
+                               .spool = spool,
                                .prepare = &prepare,
                                .result = &result,
                                .clock = clock_system(),
@@ -259,6 +288,8 @@ static int run(const struct setting *set)
                                .stop_signal = set->stop};
     int rc = worker_run(&opts, &summary, &error);
     engine_close(engine);
+    spool_left = spool_bytes(spool);
+    spool_close(spool);
     sink_close(sink.real);
     sqlite3_finalize(source.row);
     sqlite3_close(source.db);
@@ -290,6 +321,8 @@ static int set_up(void **state)
         many[i] = many_text[i];
     }
     stop_flag = 0;
+    strcpy(spool_dir, "/tmp/tranche-worker-spool-XXXXXX");
+    assert_non_null(mkdtemp(spool_dir));
     strcpy(path, "/tmp/tranche-worker-XXXXXX");
     int fd = mkstemp(path);
     close(fd);
@@ -301,6 +334,8 @@ static int tear_down(void **state)
 {
     (void)state;
     char side[80];
+    snprintf(side, sizeof side, "rm -rf %s", spool_dir);
+    assert_int_equal(system(side), 0);
     unlink(path);
     snprintf(side, sizeof side, "%s-wal", path);
     unlink(side);
@@ -404,6 +439,68 @@ static void a_dead_sink_leaves_the_rest_unacknowledged(void **state)
     set.fatal_at = 0;
     assert_int_equal(run(&set), E_OK);
     assert_int_equal(ask("SELECT count(*) FROM results"), MANY);
+}
+
+/* Away for a while in the middle, with a spool, without one, and with one that is soon full. */
+static void an_outage_loses_and_doubles_nothing(void **state)
+{
+    (void)state;
+    static const int64_t bytes[] = {1 << 20, 0, 12000};
+    for (size_t i = 0; i < TR_COUNT(bytes); i++)
+        for (int at = 0; at < 12; at += 3) {
+            struct setting set = {.lines = many,
+                                  .n = MANY,
+                                  .down_at = at,
+                                  .down_for = 40,
+                                  .spool_bytes = bytes[i],
+                                  .step_ns = 200000};
+            assert_int_equal(unlink(path), 0);
+            assert_int_equal(run(&set), E_OK);
+            expect_all_done(MANY);
+            assert_int_equal(ask("SELECT count(*) FROM results"), MANY);
+            assert_int_equal(summary.rows[RESULT_OK], MANY);
+            assert_int_equal(summary.spooled, 0);
+            assert_int_equal(spool_left, 0);
+        }
+}
+
+static void *stop_soon(void *arg)
+{
+    clock_sleep_ns(clock_system(), 1000000000);
+    stop_flag = 1;
+    return arg;
+}
+
+/* Stopped while the database is away: what was finished stands in the spool, nothing of it is
+ * acknowledged, and the next worker writes it before it claims anything. */
+static void the_next_worker_replays(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = many,
+                          .n = MANY,
+                          .down_at = 5,
+                          .down_for = 1 << 20,
+                          .spool_bytes = 1 << 20,
+                          .claim_rows = 200,
+                          .step_ns = 1000000,
+                          .grace_ns = 300000000,
+                          .stop = &stop_flag};
+    pthread_t timer;
+    assert_int_equal(pthread_create(&timer, NULL, stop_soon, NULL), 0);
+    int rc = run(&set);
+    pthread_join(timer, NULL);
+    assert_int_equal(rc, E_OK);
+    assert_true(summary.work_left && summary.spooled > 0 && spool_left > 0);
+    assert_int_equal(source.acked_without_row, 0);
+    int64_t there = ask("SELECT count(*) FROM results"), spooled = summary.spooled;
+    assert_int_equal(source.acked, there);
+    stop_flag = 0;
+    set.down_for = 0;
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(MANY);
+    assert_int_equal(ask("SELECT count(*) FROM results"), MANY);
+    assert_int_equal(summary.present, there + spooled); /* not computed again */
+    assert_int_equal(spool_left, 0);
 }
 
 static void twins_and_conflicts_in_flight(void **state)
@@ -577,6 +674,8 @@ int main(void)
         WITH_FILE(unknown_commit_outcome_is_sent_again),
         WITH_FILE(suspects_run_apart_and_the_convicted_not_at_all),
         WITH_FILE(a_dead_sink_leaves_the_rest_unacknowledged),
+        WITH_FILE(an_outage_loses_and_doubles_nothing),
+        WITH_FILE(the_next_worker_replays),
         WITH_FILE(twins_and_conflicts_in_flight),
         WITH_FILE(bad_lines_do_not_stop_the_rest),
         WITH_FILE(engine_failures_are_failed_rows),
