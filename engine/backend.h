@@ -18,6 +18,7 @@ struct buffer { /* activations [rows_cap, cols] */
     int64_t rows_cap, cols;
 };
 
+enum { LOAD_MARKS = 16 };
 enum { STEP_TOKEN_LAST = -1 }; /* the token that the slot sampled last (still on the device) */
 
 enum step_logit_kind { STEP_SAMPLE, STEP_PROMPT_LOGPROB };
@@ -67,6 +68,13 @@ struct backend_ops {
     /* Rows row0 .. row0+rows-1 from host memory src [rows,k] of the weight's dtype. */
     int (*weight_load)(struct backend *, struct weight *, int64_t row0, const void *src,
                        int64_t rows, struct err *);
+    /* NULL: weight_load has read src when it returns. Else it only enqueues, and src lies in memory
+     * that staging gave (the backend's, until staging_end; fast to copy from): load_mark puts a
+     * mark, 0 .. LOAD_MARKS-1, behind the loads so far, load_wait waits until they are done. */
+    void *(*staging)(struct backend *, size_t bytes, struct err *);
+    int (*load_mark)(struct backend *, int mark, struct err *);
+    int (*load_wait)(struct backend *, int mark, struct err *);
+    void (*staging_end)(struct backend *, void *staging);
     /* A vector (norm weight, bias) or table (RoPE) as fp32 [n]. */
     int (*vector_open)(struct backend *, const float **, const float *src, int64_t n, struct err *);
     /* Of what was taken so far: "weights" "kv pages" "activations"; 0 for another word. */

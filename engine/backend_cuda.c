@@ -117,12 +117,35 @@ static void op_close(struct backend *base)
     if (!b)
         return;
     cudaSetDevice(b->device);
-    cudaStreamSynchronize(b->stream);
+    if (b->stream)
+        cudaStreamSynchronize(b->stream);
+    cuda_graph_close(b);
     cuda_memory_close(b);
     cuda_attention_close(b);
     cuda_gemm_close(b);
-    cudaStreamDestroy(b->stream);
+    if (b->up)
+        cudaStreamDestroy(b->up);
+    if (b->stream)
+        cudaStreamDestroy(b->stream);
     mem_free(b);
+}
+
+void backend_cuda_graphs(struct backend *base, bool on)
+{
+    cuda_self(base)->use_graphs = on;
+}
+
+void backend_cuda_plan_cache(struct backend *base, const char *folder)
+{
+    cuda_self(base)->plan_cache = folder;
+}
+
+void backend_cuda_plans_keep(struct backend *base)
+{
+    struct cuda_backend *b = cuda_self(base);
+    if (b->plan_cache && b->plans_new)
+        cuda_plans_write(b);
+    b->plans_new = false;
 }
 
 void *backend_cuda_stream(struct backend *base)
@@ -205,6 +228,10 @@ int backend_cuda_open(struct backend **out, const struct backend_opts *opts, int
         .buffer_open = cuda_buffer_open,
         .weight_open = cuda_weight_open,
         .weight_load = cuda_weight_load,
+        .staging = cuda_staging,
+        .staging_end = cuda_staging_end,
+        .load_mark = cuda_load_mark,
+        .load_wait = cuda_load_wait,
         .vector_open = cuda_vector_open,
         .bytes = cuda_bytes,
         .close = op_close,
@@ -228,8 +255,11 @@ int backend_cuda_open(struct backend **out, const struct backend_opts *opts, int
     b->base.ops = &ops;
     b->opts = *opts;
     b->device = device;
+    b->n_records = -1;
     b->n_sms = prop.multiProcessorCount;
     cudaError_t e = cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking);
+    if (e == cudaSuccess)
+        e = cudaStreamCreateWithFlags(&b->up, cudaStreamNonBlocking);
     if (e != cudaSuccess)
         rc = cuda_fail(err, e, "stream");
     else if (cublasLtCreate(&b->blas) != CUBLAS_STATUS_SUCCESS)

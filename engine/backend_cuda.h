@@ -16,6 +16,15 @@ int backend_cuda_drain(struct backend *b, struct sample_token *tokens,
                        struct err *err) TR_MUSTCHECK;
 /* Another request took the slot: its penalty history starts anew. */
 void backend_cuda_slot_open(struct backend *b, int32_t slot);
+/* Whether steps run as CUDA graphs from here on (off after open), and the folder that keeps GEMM
+ * plans from one start to the next (NULL: none; borrowed; before the first step). */
+void backend_cuda_graphs(struct backend *b, bool on);
+void backend_cuda_plan_cache(struct backend *b, const char *folder);
+/* Writes the plans made since open; a file that cannot be written is logged. */
+void backend_cuda_plans_keep(struct backend *b);
+/* Sums over the steps that have ended: their time on the device, and the time between a step's end
+ * and the start of the next one while there was one. */
+void backend_cuda_times(const struct backend *b, int64_t *busy_ns, int64_t *idle_ns);
 /* The greatest number of rows below m whose products run in a narrower bucket; 0: there is none. */
 int32_t backend_cuda_rows_below(int32_t m);
 /* For benchmarks: the stream of all ops (cudaStream_t) and layer 0 of the KV arena. */

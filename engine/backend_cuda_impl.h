@@ -1,10 +1,11 @@
 /* backend_cuda_impl: the inside of the CUDA backend: its state, and what its files share. Private
  * to backend_cuda.c and cuda_*.c.
  *
- * One stream, one thread. A step's metadata is packed into one of two pinned blocks and goes up in
- * few copies; its tokens come back into one of two pinned blocks behind an event. step_end of step
- * k waits for step k-1's event, so the GPU always has the next step queued while the host thinks.
- */
+ * One stream of work, one thread. A step's metadata is packed into one of two pinned blocks and
+ * goes up in few copies, on a stream of its own, while the step before it runs; its tokens come
+ * back into one of two pinned blocks behind an event. step_end of step k waits for step k-1's
+ * event, so the GPU always has the next step queued while the host thinks. The ops of a step are
+ * recorded as a graph and launched at once (cuda_graph.c). */
 #ifndef TRANCHE_ENGINE_BACKEND_CUDA_IMPL_H
 #define TRANCHE_ENGINE_BACKEND_CUDA_IMPL_H
 
@@ -16,6 +17,10 @@
 
 enum {
     STEPS_IN_FLIGHT = 2,
+    STEPS_TIMED = 4, /* whose events are kept: a step's start is timed against the end before it */
+    GRAPHS_MAX = 32,
+    GRAPH_ROWS_MAX = 32, /* of a step that runs as a graph */
+    LOAD_EVENTS = 16,
     DEVICES_MAX = 64,
     PLANS_MAX = 512,
     OWNED_MAX = 8192,
@@ -60,10 +65,16 @@ struct step_block {
     size_t bytes;
 };
 
+struct plan_record { /* of the plan cache: what was chosen for a shape, and the verdict */
+    int64_t n, k, m;
+    int32_t kind, widest, proven, chosen;
+    cublasLtMatmulAlgo_t algo;
+};
+
 struct flight {
     struct step_block host, device;
     struct sample_token *tokens_host, *tokens_device;
-    cudaEvent_t done;
+    cudaEvent_t uploaded;
     int32_t n_logits;
     bool used;
 };
@@ -90,6 +101,17 @@ struct attention_lists {
     int32_t tiles_cap, n_tiles, n_shared_tiles, n_rows, n_partials, row_splits;
 };
 
+struct step_clock { /* when the device began and ended a step */
+    cudaEvent_t begin, end;
+    int64_t step;
+};
+
+struct graph {
+    uint64_t key; /* of its make-up; 0: free */
+    cudaGraphExec_t exec;
+    int64_t used; /* step that used it last */
+};
+
 struct slot_history { /* what the counts row of a slot stands for */
     const int32_t *prompt, *output;
     int32_t n_output;
@@ -99,8 +121,18 @@ struct cuda_backend {
     struct backend base;
     struct backend_opts opts;
     int device, n_sms;
-    cudaStream_t stream;
+    cudaStream_t stream, up;
+    cudaEvent_t loads[LOAD_EVENTS], tune[2];
+    struct graph graphs[GRAPHS_MAX];
+    bool use_graphs, recording;
+    int64_t graphs_made;
+    struct step_clock clocks[STEPS_TIMED];
+    int64_t busy_ns, idle_ns, waited_ns;
     cublasLtHandle_t blas;
+    const char *plan_cache; /* folder, or NULL */
+    struct plan_record *records;
+    int n_records; /* -1: the cache has not been read */
+    bool plans_new;
     void *workspace;
     struct plan plans[PLANS_MAX];
     int n_plans;
@@ -164,6 +196,10 @@ int cuda_weight_load(struct backend *base, struct weight *w, int64_t row0, const
 int cuda_vector_open(struct backend *base, const float **out, const float *src, int64_t n,
                      struct err *err) TR_MUSTCHECK;
 int64_t cuda_bytes(const struct backend *base, const char *what);
+void *cuda_staging(struct backend *base, size_t bytes, struct err *err);
+void cuda_staging_end(struct backend *base, void *staging);
+int cuda_load_mark(struct backend *base, int mark, struct err *err) TR_MUSTCHECK;
+int cuda_load_wait(struct backend *base, int mark, struct err *err) TR_MUSTCHECK;
 int cuda_memory_open(struct cuda_backend *b, struct err *err) TR_MUSTCHECK;
 void cuda_memory_close(struct cuda_backend *b);
 
@@ -183,6 +219,20 @@ int64_t cuda_tiles_cap(const struct backend_opts *o);
 int cuda_attention_open(struct cuda_backend *b, struct err *err) TR_MUSTCHECK;
 void cuda_attention_close(struct cuda_backend *b);
 void cuda_attention_lists(struct cuda_backend *b, const struct kv_rows *rows, struct step_block *h);
+
+/* cuda_plans.c: the plans of this card, library and build in a file, so that they are chosen and
+ * proven once. A file that is missing, stale or damaged counts as empty. */
+const struct plan_record *cuda_plans_find(struct cuda_backend *b, const struct plan *p);
+void cuda_plans_write(const struct cuda_backend *b);
+
+/* cuda_graph.c: a step's launches recorded, then launched as one. */
+cudaError_t cuda_graph_begin(struct cuda_backend *b);
+cudaError_t cuda_graph_end(struct cuda_backend *b);
+void cuda_graph_close(struct cuda_backend *b);
+
+/* cuda_measure.c: random bf16 of moderate size; the middle of n times in ms, in seconds. */
+int cuda_noise(void *device, size_t bytes, struct err *err) TR_MUSTCHECK;
+double cuda_median(float *ms, int n);
 
 /* cuda_step.c: a step's metadata up, its tokens down. */
 void cuda_block_layout(struct step_block *s, const struct cuda_backend *b, unsigned char *base);

@@ -4,6 +4,8 @@
 #include "engine/backend_cuda_impl.h"
 #include "engine/log.h"
 
+enum { TIMED_RUNS = 3, FLUSH_BYTES = 160 << 20 };
+
 /* Rows run in buckets: a step of 700 rows runs as 704. The rows past the end are computed and
  * unused; a row's bits do not depend on the bucket. (2,816 is a multiple of 128.) */
 int64_t cuda_gemm_rows(int64_t m)
@@ -108,36 +110,104 @@ static cudaError_t run_for_proof(struct cuda_backend *b, const struct plan *p, v
     return e;
 }
 
+/* Whether the candidate in p->algo runs and gives the rows of `against` twice; the widest plan's
+ * first candidate, `*first`, makes these rows. */
+static cudaError_t candidate_prove(struct cuda_backend *b, struct plan *p, void *against, void *out,
+                                   const struct product *on, bool *first, bool *proven)
+{
+    const int64_t stride = p->kind == LINEAR_LOGITS ? b->logits_stride * 4 : p->n * 2;
+    int32_t differ = 0;
+    bool ran = true;
+    *proven = false;
+    cudaError_t e = cudaMemsetAsync(b->differ, 0, sizeof differ, b->stream);
+    for (int turn = 0; turn < 2 && e == cudaSuccess && ran; turn++) {
+        void *into = *first && turn == 0 ? against : out;
+        e = run_for_proof(b, p, into, on, &ran);
+        if (e == cudaSuccess && ran && into == out)
+            e = (cudaError_t)differ_cuda(against, out, p->m * stride / 16, b->differ, b->stream);
+    }
+    if (!ran || e != cudaSuccess)
+        return e;
+    e = cudaMemcpyAsync(&differ, b->differ, sizeof differ, cudaMemcpyDeviceToHost, b->stream);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(b->stream);
+    *proven = differ == 0;
+    *first = *first && differ != 0;
+    return e;
+}
+
+/* Time of p->algo with its operands out of the cache, as in a step, where 3 GB pass between two
+ * uses of a weight: the adjusted logits' block is written over before each run. */
+static cudaError_t candidate_time(struct cuda_backend *b, struct plan *p, void *out,
+                                  const struct product *on, float *ms)
+{
+    const size_t flush =
+        TR_MIN((size_t)FLUSH_BYTES, (size_t)b->logits_stride * 4 * (size_t)b->opts.logits_cap);
+    struct product in_place = *on;
+    float all[TIMED_RUNS];
+    cudaError_t e = cudaSuccess;
+    in_place.residual = on->residual ? out : NULL;
+    for (int i = 0; i < TIMED_RUNS && e == cudaSuccess; i++) {
+        e = cudaMemsetAsync(b->scratch, i, flush, b->stream);
+        if (e == cudaSuccess)
+            e = cudaEventRecord(b->tune[0], b->stream);
+        if (e == cudaSuccess && plan_run(b, p, out, &in_place) != CUBLAS_STATUS_SUCCESS)
+            e = cudaErrorLaunchFailure;
+        if (e == cudaSuccess)
+            e = cudaEventRecord(b->tune[1], b->stream);
+        if (e == cudaSuccess)
+            e = cudaEventSynchronize(b->tune[1]);
+        if (e == cudaSuccess)
+            e = cudaEventElapsedTime(&all[i], b->tune[0], b->tune[1]);
+    }
+    if (e == cudaSuccess)
+        *ms = (float)(cuda_median(all, TIMED_RUNS) * 1e3);
+    return e;
+}
+
+/* Every candidate of a few widths is timed: the widest, which most steps have, and what a drain
+ * comes through. The others take the first that is proven: timing all would cost the start 3 s. */
+static bool is_timed(const struct plan *p)
+{
+    static const int64_t widths[] = {16, 32, 64, 128, 256, 512, 1024};
+    bool timed = p->widest;
+    for (size_t i = 0; i < TR_COUNT(widths); i++)
+        timed = timed || p->m == widths[i];
+    return timed;
+}
+
 /* Row independence of the products: a plan must give each of its rows the bits that the widest plan
- * gives it, twice. Takes the first candidate that does; without one the plan is not used. The
- * widest plan only has to agree with itself. `against` holds its rows. */
+ * gives it, twice. Takes the first candidate that does, or the fastest; without one it is not used.
+ * The widest plan's bits are those of the first of its candidates that agrees with itself.
+ * `against` holds its rows. */
 static int plan_prove(struct cuda_backend *b, struct plan *p, void *against, void *out,
                       const struct product *on, struct err *err)
 {
-    const int64_t stride = p->kind == LINEAR_LOGITS ? b->logits_stride * 4 : p->n * 2;
     cudaError_t e = cudaSuccess;
-    bool ran = false;
-    for (int i = 0; i < p->n_candidates && !p->proven && e == cudaSuccess; i++) {
-        int32_t differ = 0;
+    const bool timed = is_timed(p);
+    bool first = p->widest;
+    float best = 0, at_first = 0;
+    for (int i = 0; i < p->n_candidates && e == cudaSuccess && !(p->proven && !timed); i++) {
+        bool proven = false;
+        float ms = 0;
         p->algo = p->candidates[i];
-        e = cudaMemsetAsync(b->differ, 0, sizeof differ, b->stream);
-        for (int turn = 0; turn < 2 && e == cudaSuccess; turn++) {
-            void *into = p->widest && turn == 0 ? against : out;
-            e = run_for_proof(b, p, into, on, &ran);
-            if (e == cudaSuccess && ran && into == out)
-                e = (cudaError_t)differ_cuda(against, out, p->m * stride / 16, b->differ,
-                                             b->stream);
-            if (!ran)
-                break;
-        }
-        if (!ran || e != cudaSuccess)
+        e = candidate_prove(b, p, against, out, on, &first, &proven);
+        if (e != cudaSuccess || !proven)
             continue;
-        e = cudaMemcpyAsync(&differ, b->differ, sizeof differ, cudaMemcpyDeviceToHost, b->stream);
-        if (e == cudaSuccess)
-            e = cudaStreamSynchronize(b->stream);
-        p->proven = differ == 0;
-        p->chosen = i;
+        if (timed)
+            e = candidate_time(b, p, out, on, &ms);
+        at_first = p->proven ? at_first : ms;
+        /* A later one must be faster by more than the noise. */
+        if (!p->proven || ms < best * 0.98f) {
+            best = ms;
+            p->chosen = i;
+        }
+        p->proven = true;
     }
+    p->algo = p->candidates[p->chosen];
+    LOG(LOG_DEBUG, "cuda_gemm_plan", LOG_I("m", p->m), LOG_I("n", p->n), LOG_I("k", p->k),
+        LOG_I("kind", p->kind), LOG_I("candidates", p->n_candidates), LOG_I("chosen", p->chosen),
+        LOG_I("proven", p->proven), LOG_F("first_us", at_first * 1e3), LOG_F("us", best * 1e3));
     return e == cudaSuccess ? E_OK : cuda_fail(err, e, "GEMM test");
 }
 
@@ -184,6 +254,22 @@ static int proof_blocks(struct cuda_backend *b, int kind, void **against, void *
     return E_OK;
 }
 
+/* Takes over what was chosen for this shape before, where the library still accepts it. */
+static bool plan_from_cache(struct cuda_backend *b, struct plan *p)
+{
+    const struct plan_record *r = cuda_plans_find(b, p);
+    cublasLtMatmulHeuristicResult_t verdict;
+    if (!r ||
+        cublasLtMatmulAlgoCheck(b->blas, p->desc, p->a, p->b, p->c, p->c, &r->algo, &verdict) !=
+            CUBLAS_STATUS_SUCCESS ||
+        verdict.workspaceSize > WORKSPACE_BYTES)
+        return false;
+    p->algo = r->algo;
+    p->chosen = r->chosen;
+    p->proven = r->proven;
+    return true;
+}
+
 /* Makes the plan for m rows and proves it on the operands at hand; NULL on an error. A plan that
  * was not proven stands in the list as such. */
 static struct plan *plan_add(struct cuda_backend *b, const struct product *on, int64_t m, int kind,
@@ -199,6 +285,9 @@ static struct plan *plan_add(struct cuda_backend *b, const struct product *on, i
         return NULL;
     }
     b->n_plans++;
+    if (plan_from_cache(b, p))
+        return p;
+    b->plans_new = true;
     if (widest) {
         cudaError_t e = run_for_proof(b, widest, against, on, &ran);
         if (e != cudaSuccess || !ran) {
@@ -208,9 +297,6 @@ static struct plan *plan_add(struct cuda_backend *b, const struct product *on, i
     }
     if (plan_prove(b, p, against, out, on, err) < 0)
         return NULL;
-    LOG(LOG_DEBUG, "cuda_gemm_plan", LOG_I("m", m), LOG_I("n", p->n), LOG_I("k", p->k),
-        LOG_I("kind", kind), LOG_I("candidates", p->n_candidates), LOG_I("chosen", p->chosen),
-        LOG_I("proven", p->proven));
     if (!widest && !p->proven) {
         err_set(err, E_FATAL, "cublasLt: m %lld n %lld k %lld: two runs give other bits",
                 (long long)m, (long long)p->n, (long long)p->k);
@@ -257,4 +343,5 @@ void cuda_gemm_close(struct cuda_backend *b)
         plan_destroy(&b->plans[i]);
     if (b->blas)
         cublasLtDestroy(b->blas);
+    mem_free(b->records);
 }

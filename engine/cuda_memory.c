@@ -65,6 +65,38 @@ int cuda_weight_load(struct backend *base, struct weight *w, int64_t row0, const
     return e == cudaSuccess ? E_OK : cuda_fail(err, e, "upload weights");
 }
 
+void *cuda_staging(struct backend *base, size_t bytes, struct err *err)
+{
+    void *p = NULL;
+    (void)base;
+    cudaError_t e = cudaMallocHost(&p, bytes);
+    if (e != cudaSuccess) {
+        cuda_fail(err, e, "pinned memory to load through");
+        return NULL;
+    }
+    return p;
+}
+
+void cuda_staging_end(struct backend *base, void *staging)
+{
+    cudaStreamSynchronize(cuda_self(base)->stream);
+    cudaFreeHost(staging);
+}
+
+int cuda_load_mark(struct backend *base, int mark, struct err *err)
+{
+    struct cuda_backend *b = cuda_self(base);
+    CHECK(mark >= 0 && mark < LOAD_EVENTS);
+    cudaError_t e = cudaEventRecord(b->loads[mark], b->stream);
+    return e == cudaSuccess ? E_OK : cuda_fail(err, e, "upload weights");
+}
+
+int cuda_load_wait(struct backend *base, int mark, struct err *err)
+{
+    cudaError_t e = cudaEventSynchronize(cuda_self(base)->loads[mark]);
+    return e == cudaSuccess ? E_OK : cuda_fail(err, e, "upload weights");
+}
+
 /* fp32, then the same values as bf16: cuBLASLt takes a bias in the output's type. */
 int cuda_vector_open(struct backend *base, const float **out, const float *src, int64_t n,
                      struct err *err)
@@ -151,7 +183,7 @@ static int take_flights(struct cuda_backend *b, struct err *err)
         if (e == cudaSuccess)
             e = cudaMallocHost((void **)&f->tokens_host, tokens);
         if (e == cudaSuccess)
-            e = cudaEventCreateWithFlags(&f->done, cudaEventDisableTiming);
+            e = cudaEventCreateWithFlags(&f->uploaded, cudaEventDisableTiming);
         if (e != cudaSuccess)
             return cuda_fail(err, e, "pinned memory for a step");
         int rc = cuda_take(b, &device, sizes.bytes, &b->bytes_other, "step metadata", err);
@@ -165,9 +197,27 @@ static int take_flights(struct cuda_backend *b, struct err *err)
     return E_OK;
 }
 
+/* A waiting host sleeps: its cores tokenize meanwhile, and a step is longer than waking up. */
+static cudaError_t take_events(struct cuda_backend *b)
+{
+    cudaError_t e = cudaSuccess;
+    for (int i = 0; i < STEPS_TIMED && e == cudaSuccess; i++) {
+        b->clocks[i].step = -1;
+        e = cudaEventCreate(&b->clocks[i].begin);
+        if (e == cudaSuccess)
+            e = cudaEventCreateWithFlags(&b->clocks[i].end, cudaEventBlockingSync);
+    }
+    for (int i = 0; i < LOAD_EVENTS && e == cudaSuccess; i++)
+        e = cudaEventCreateWithFlags(&b->loads[i], cudaEventDisableTiming);
+    for (int i = 0; i < 2 && e == cudaSuccess; i++)
+        e = cudaEventCreate(&b->tune[i]);
+    return e;
+}
+
 int cuda_memory_open(struct cuda_backend *b, struct err *err)
 {
-    int rc = take_memory(b, err);
+    cudaError_t e = take_events(b);
+    int rc = e == cudaSuccess ? take_memory(b, err) : cuda_fail(err, e, "events");
     return rc == E_OK ? take_flights(b, err) : rc;
 }
 
@@ -178,9 +228,21 @@ void cuda_memory_close(struct cuda_backend *b)
     for (int i = 0; i < STEPS_IN_FLIGHT; i++) {
         cudaFreeHost(b->flights[i].host.base);
         cudaFreeHost(b->flights[i].tokens_host);
-        if (b->flights[i].done)
-            cudaEventDestroy(b->flights[i].done);
+        if (b->flights[i].uploaded)
+            cudaEventDestroy(b->flights[i].uploaded);
     }
+    for (int i = 0; i < STEPS_TIMED; i++) {
+        if (b->clocks[i].begin)
+            cudaEventDestroy(b->clocks[i].begin);
+        if (b->clocks[i].end)
+            cudaEventDestroy(b->clocks[i].end);
+    }
+    for (int i = 0; i < LOAD_EVENTS; i++)
+        if (b->loads[i])
+            cudaEventDestroy(b->loads[i]);
+    for (int i = 0; i < 2; i++)
+        if (b->tune[i])
+            cudaEventDestroy(b->tune[i]);
     mem_free(b->block_table_shadow);
     mem_free(b->history);
 }

@@ -144,13 +144,39 @@ static int pack_sample(struct cuda_backend *b, const struct step_logit *l, struc
     return has_penalties(p) ? history_follow(b, l, err) : E_OK;
 }
 
-/* Uploads [field, field + bytes) of the flight's block. */
+/* Uploads [field, field + bytes) of the flight's block: nobody reads it any more, because the step
+ * before the last has ended. */
 static cudaError_t upload(struct cuda_backend *b, struct flight *f, const void *field, size_t bytes)
 {
     const size_t at = (size_t)((const unsigned char *)field - f->host.base);
-    return bytes == 0 ? cudaSuccess
-                      : cudaMemcpyAsync(f->device.base + at, field, bytes, cudaMemcpyHostToDevice,
-                                        b->stream);
+    return bytes == 0
+               ? cudaSuccess
+               : cudaMemcpyAsync(f->device.base + at, field, bytes, cudaMemcpyHostToDevice, b->up);
+}
+
+static struct step_clock *clock_of(struct cuda_backend *b, int64_t step)
+{
+    return &b->clocks[step % STEPS_TIMED];
+}
+
+/* The stream goes on behind the upload; then what must be done before the forward pass. */
+static cudaError_t enqueue_start(struct cuda_backend *b, const struct step *s, struct flight *f,
+                                 int n_deltas)
+{
+    struct step_clock *clock = clock_of(b, b->step_count);
+    clock->step = b->step_count;
+    cudaError_t e = cudaEventRecord(f->uploaded, b->up);
+    if (e == cudaSuccess)
+        e = cudaStreamWaitEvent(b->stream, f->uploaded, 0);
+    if (e == cudaSuccess)
+        e = cudaEventRecord(clock->begin, b->stream);
+    if (e == cudaSuccess && n_deltas > 0)
+        e = (cudaError_t)scatter_cuda(b->block_table, f->device.deltas, n_deltas, b->stream);
+    if (e == cudaSuccess && s->n_copies > 0)
+        e = (cudaError_t)kv_copy_cuda(b->kv, b->kv_layer_elements, b->opts.n_layers,
+                                      b->opts.n_kv_heads, b->opts.head_dim, f->device.copies,
+                                      s->n_copies, b->stream);
+    return e == cudaSuccess ? cuda_graph_begin(b) : e;
 }
 
 int cuda_step_begin(struct backend *base, const struct step *s, struct err *err)
@@ -181,8 +207,7 @@ int cuda_step_begin(struct backend *base, const struct step *s, struct err *err)
     /* tile_starts .. logit_rows stand together; the lists behind them go up as far as they are
      * filled. */
     const size_t head = (size_t)((unsigned char *)h->deltas - h->base);
-    cudaError_t e =
-        cudaMemcpyAsync(f->device.base, h->base, head, cudaMemcpyHostToDevice, b->stream);
+    cudaError_t e = cudaMemcpyAsync(f->device.base, h->base, head, cudaMemcpyHostToDevice, b->up);
     if (e == cudaSuccess)
         e = upload(b, f, h->deltas, (size_t)n_deltas * sizeof *h->deltas);
     if (e == cudaSuccess)
@@ -201,26 +226,47 @@ int cuda_step_begin(struct backend *base, const struct step *s, struct err *err)
         e = upload(b, f, h->ids, (size_t)n_ids * 4);
     if (e == cudaSuccess)
         e = upload(b, f, h->bias, (size_t)n_ids * 4);
-    if (e == cudaSuccess && n_deltas > 0)
-        e = (cudaError_t)scatter_cuda(b->block_table, f->device.deltas, n_deltas, b->stream);
-    if (e == cudaSuccess && s->n_copies > 0)
-        e = (cudaError_t)kv_copy_cuda(b->kv, b->kv_layer_elements, b->opts.n_layers,
-                                      b->opts.n_kv_heads, b->opts.head_dim, f->device.copies,
-                                      s->n_copies, b->stream);
+    if (e == cudaSuccess)
+        e = enqueue_start(b, s, f, n_deltas);
     return e == cudaSuccess ? E_OK : cuda_fail(err, e, "step upload");
+}
+
+/* Adds an ended step to the device's times; the pause before it only where it followed a step. */
+static cudaError_t take_times(struct cuda_backend *b, int64_t step)
+{
+    const struct step_clock *now = clock_of(b, step), *before = clock_of(b, step + STEPS_TIMED - 1);
+    float busy = 0, idle = 0;
+    cudaError_t e = cudaEventElapsedTime(&busy, now->begin, now->end);
+    if (e == cudaSuccess && step > 0 && before->step == step - 1)
+        e = cudaEventElapsedTime(&idle, before->end, now->begin);
+    b->busy_ns += (int64_t)(busy * 1e6f);
+    b->idle_ns += (int64_t)(idle * 1e6f);
+    return e;
 }
 
 /* Tokens of the step before the newest one; zero rows when there is none. */
 static cudaError_t take_previous(struct cuda_backend *b, struct sample_token *tokens)
 {
     struct flight *f = &b->flights[b->step_count % STEPS_IN_FLIGHT];
+    const int64_t step = b->step_count - STEPS_IN_FLIGHT;
     if (!f->used)
         return cudaSuccess;
-    cudaError_t e = cudaEventSynchronize(f->done);
+    const int64_t before_ns = clock_mono_ns(clock_system());
+    cudaError_t e = cudaEventSynchronize(clock_of(b, step)->end);
+    b->waited_ns += clock_mono_ns(clock_system()) - before_ns;
+    if (e == cudaSuccess)
+        e = take_times(b, step);
     if (e == cudaSuccess)
         memcpy(tokens, f->tokens_host, (size_t)f->n_logits * sizeof *tokens);
     f->used = false;
     return e;
+}
+
+void backend_cuda_times(const struct backend *base, int64_t *busy_ns, int64_t *idle_ns)
+{
+    const struct cuda_backend *b = cuda_self(base);
+    *busy_ns = b->busy_ns;
+    *idle_ns = b->idle_ns;
 }
 
 int backend_cuda_drain(struct backend *base, struct sample_token *tokens, struct err *err)
@@ -242,13 +288,13 @@ void backend_cuda_slot_open(struct backend *base, int32_t slot)
 int cuda_step_end(struct backend *base, struct sample_token *tokens, struct err *err)
 {
     struct cuda_backend *b = cuda_self(base);
-    cudaError_t e = (cudaError_t)b->launch_error;
     struct flight *f = b->now;
+    cudaError_t e = cuda_graph_end(b);
     if (e == cudaSuccess && f->n_logits > 0)
         e = cudaMemcpyAsync(f->tokens_host, f->tokens_device, (size_t)f->n_logits * sizeof *tokens,
                             cudaMemcpyDeviceToHost, b->stream);
     if (e == cudaSuccess)
-        e = cudaEventRecord(f->done, b->stream);
+        e = cudaEventRecord(clock_of(b, b->step_count)->end, b->stream);
     b->step_count++;
     if (e == cudaSuccess)
         e = take_previous(b, tokens);

@@ -52,6 +52,8 @@ struct engine_opts {
     int32_t threads;       /* 0: the CPUs this process may run on */
     int32_t isa;           /* enum cpu_isa, or -1: best */
     bool no_prefix_sharing;
+    bool no_graphs;        /* ENGINE_CUDA: launch a step's kernels one by one */
+    const char *cache_dir; /* where what is found out at open is kept; NULL: nowhere. Borrowed */
     const struct clock *clock; /* measures device time; NULL: clock_system() */
     struct sim_opts sim;
 };
@@ -116,9 +118,12 @@ bool engine_park(struct engine *e, uint64_t tag);
 
 struct engine_stats {
     int64_t steps, rows, prefill_rows, decode_rows, cached_rows, sampled, evictions;
-    int64_t slot_steps; /* sum over steps of running sequences: occupancy = / steps / slots */
-    int64_t device_ns;  /* sum over steps; equals the sum over requests */
+    int64_t slot_steps;       /* sum over steps of running sequences: occupancy = / steps / slots */
+    int64_t device_ns;        /* sum over steps; equals the sum over requests */
+    int64_t busy_ns, idle_ns; /* as the device measured them: in steps, and between a step's end and
+                                 the next one's start; 0: it does not measure */
     int32_t slots, running, waiting, pages, pages_used, pages_peak;
+    int32_t step_tokens; /* most rows of a step */
 };
 void engine_stats(const struct engine *e, struct engine_stats *out);
 /* *sum of engines beside each other: counts add up; steps become the mean over slots, so that

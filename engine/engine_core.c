@@ -150,7 +150,10 @@ bool engine_idle(const struct engine *e)
 void engine_stats(const struct engine *e, struct engine_stats *out)
 {
     *out = e->stats;
+    if (e->net.times)
+        e->net.times(e->net.ctx, &out->busy_ns, &out->idle_ns);
     out->slots = e->opts.slots;
+    out->step_tokens = e->opts.step_tokens;
     out->running = e->opts.slots - e->n_free_slots;
     out->waiting = e->n_waiting;
     out->pages = e->n_pages;
@@ -172,6 +175,8 @@ void engine_stats_add(struct engine_stats *sum, const struct engine_stats *one)
     sum->evictions += one->evictions;
     sum->slot_steps += one->slot_steps;
     sum->device_ns += one->device_ns;
+    sum->busy_ns += one->busy_ns;
+    sum->idle_ns += one->idle_ns;
     sum->slots += one->slots;
     sum->running += one->running;
     sum->waiting += one->waiting;

@@ -32,7 +32,9 @@ struct engine_net {
     /* A request takes a slot, anew or after an eviction. NULL: not wanted. */
     void (*slot_open)(void *ctx, int32_t slot, const struct request *r);
     int64_t (*bytes)(void *ctx, const char *what); /* as backend_ops.bytes; NULL: takes none */
-    void (*close)(void *ctx);                      /* NULL: nothing to close */
+    /* engine_stats.busy_ns and idle_ns; NULL: not measured */
+    void (*times)(void *ctx, int64_t *busy_ns, int64_t *idle_ns);
+    void (*close)(void *ctx); /* NULL: nothing to close */
 };
 
 /* Opens an engine over a net; every number of opts is chosen already (none is 0). The net is the
@@ -43,6 +45,12 @@ int engine_core_open(struct engine **out, const struct engine_opts *opts,
 int engine_cpu_open(struct engine **out, const struct engine_opts *opts,
                     struct err *err) TR_MUSTCHECK;
 int engine_cuda_open(struct engine **out, const struct engine_opts *opts,
+                     struct err *err) TR_MUSTCHECK;
+/* engine_warm.c: a CUDA net's first use of everything, before the first request: GEMM plans of
+ * every step size, kernels, graphs. */
+enum { ENGINE_CUDA_LOGITS = 1408 }; /* logit rows at once */
+struct network;
+int engine_cuda_warm(struct backend *b, struct network *n, const struct engine_opts *o,
                      struct err *err) TR_MUSTCHECK;
 int engine_sim_open(struct engine **out, const struct engine_opts *opts,
                     struct err *err) TR_MUSTCHECK;

@@ -70,5 +70,9 @@ void network_close(struct network *n);
 /* The forward pass of one step: embed, layers, head, sampling. Tokens as backend step_end. */
 int network_forward(struct network *n, const struct step *step, struct sample_token *tokens,
                     struct err *err) TR_MUSTCHECK;
+/* The same through the first layer alone: every op once, for a backend that prepares on first use.
+ * Its tokens mean nothing. */
+int network_warm(struct network *n, const struct step *step, struct sample_token *tokens,
+                 struct err *err) TR_MUSTCHECK;
 
 #endif

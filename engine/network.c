@@ -189,8 +189,8 @@ void network_close(struct network *n)
 }
 
 /* The transformer, pre-norm, SwiGLU, grouped queries: one pass over the ops for every family. */
-int network_forward(struct network *n, const struct step *step, struct sample_token *tokens,
-                    struct err *err)
+static int forward(struct network *n, const struct step *step, int32_t n_layers,
+                   struct sample_token *tokens, struct err *err)
 {
     const struct model_config *c = &n->config;
     struct backend *b = n->backend;
@@ -199,7 +199,7 @@ int network_forward(struct network *n, const struct step *step, struct sample_to
     if (rc != E_OK)
         return rc;
     ops->embed(b, &n->x, n->embed);
-    for (int32_t i = 0; i < c->n_layers; i++) {
+    for (int32_t i = 0; i < n_layers; i++) {
         const struct layer *l = &n->layers[i];
         struct rope_args rope = {n->cos_sin,  l->q_norm,  l->k_norm,
                                  c->norm_eps, c->n_heads, c->dtype};
@@ -216,4 +216,16 @@ int network_forward(struct network *n, const struct step *step, struct sample_to
     }
     ops->head(b, &n->x, &n->h, n->norm, c->norm_eps, n->head);
     return ops->step_end(b, tokens, err);
+}
+
+int network_forward(struct network *n, const struct step *step, struct sample_token *tokens,
+                    struct err *err)
+{
+    return forward(n, step, n->config.n_layers, tokens, err);
+}
+
+int network_warm(struct network *n, const struct step *step, struct sample_token *tokens,
+                 struct err *err)
+{
+    return forward(n, step, 1, tokens, err);
 }

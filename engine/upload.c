@@ -8,9 +8,11 @@
 
 enum {
     BLOCK_BYTES = 8 << 20, /* large enough for a disk's sequential rate, small enough for L3 */
-    SLOTS = 4,
+    SLOTS = 4,             /* where the backend reads at once */
     READERS = 3,
-    ROWS_ALIGN = 64, /* blocks start at whole panels of the packed layout */
+    SLOTS_AHEAD = LOAD_MARKS, /* where it copies behind our back: half filling, half on their way */
+    READERS_AHEAD = 8,        /* one core copies 2 to 5 GB/s out of the page cache */
+    ROWS_ALIGN = 64,          /* blocks start at whole panels of the packed layout */
 };
 static const int64_t progress_ns = 5000000000;
 
@@ -24,8 +26,9 @@ struct ring {
     pthread_cond_t changed;
     const struct block *blocks;
     size_t n_blocks, next, used; /* next to read; consumed so far */
-    char *memory;                /* SLOTS x BLOCK_BYTES */
-    bool ready[SLOTS], stop;
+    size_t slots;
+    char *memory; /* slots x BLOCK_BYTES */
+    bool ready[SLOTS_AHEAD], stop;
     struct err err; /* the first reader's failure */
 };
 
@@ -64,7 +67,7 @@ static void *read_blocks(void *ctx)
     while (!r->stop && r->next < r->n_blocks) {
         size_t i = r->next++;
         const struct block *b = &r->blocks[i];
-        while (!r->stop && i >= r->used + SLOTS)
+        while (!r->stop && i >= r->used + r->slots)
             pthread_cond_wait(&r->changed, &r->lock);
         if (r->stop)
             break;
@@ -73,17 +76,42 @@ static void *read_blocks(void *ctx)
         struct err err = {0};
         uint64_t at = t->tensor->begin + (uint64_t)b->row * row_bytes(t);
         int rc =
-            safetensors_read(t->file, at, r->memory + (i % SLOTS) * BLOCK_BYTES, b->bytes, &err);
+            safetensors_read(t->file, at, r->memory + (i % r->slots) * BLOCK_BYTES, b->bytes, &err);
         pthread_mutex_lock(&r->lock);
         if (rc != E_OK && r->err.code == 0) {
             r->err = err;
             r->stop = true;
         }
-        r->ready[i % SLOTS] = true;
+        r->ready[i % r->slots] = true;
         pthread_cond_broadcast(&r->changed);
     }
     pthread_mutex_unlock(&r->lock);
     return NULL;
+}
+
+static void give_back(struct ring *r, size_t used)
+{
+    pthread_mutex_lock(&r->lock);
+    r->used = used;
+    pthread_cond_broadcast(&r->changed);
+    pthread_mutex_unlock(&r->lock);
+}
+
+/* Block i was handed to the backend: its slot is free at once, or when the copy is done; half the
+ * slots may be on their way. The last block waits for all. */
+static int release(struct ring *r, struct backend *b, size_t i, struct err *err)
+{
+    const size_t away = r->slots / 2, last = r->n_blocks - 1;
+    if (!b->ops->staging) {
+        give_back(r, i + 1);
+        return E_OK;
+    }
+    int rc = b->ops->load_mark(b, (int)(i % r->slots), err);
+    for (size_t k = r->used; rc == E_OK && (i == last ? k <= i : k + away <= i); k++) {
+        rc = b->ops->load_wait(b, (int)(k % r->slots), err);
+        give_back(r, k + 1);
+    }
+    return rc;
 }
 
 /* Hands every block to the backend, in order. */
@@ -94,21 +122,19 @@ static int consume(struct ring *r, struct backend *b, int64_t total, const char 
     for (size_t i = 0; i < r->n_blocks; i++) {
         const struct block *k = &r->blocks[i];
         pthread_mutex_lock(&r->lock);
-        while (!r->stop && !r->ready[i % SLOTS])
+        while (!r->stop && !r->ready[i % r->slots])
             pthread_cond_wait(&r->changed, &r->lock);
         bool stop = r->stop;
+        r->ready[i % r->slots] = false;
         pthread_mutex_unlock(&r->lock);
         if (stop)
             return err_set(err, r->err.code, "%s", r->err.msg);
         int rc = b->ops->weight_load(b, k->part->into, k->part->row0 + k->row,
-                                     r->memory + (i % SLOTS) * BLOCK_BYTES, k->rows, err);
+                                     r->memory + (i % r->slots) * BLOCK_BYTES, k->rows, err);
+        if (rc == E_OK)
+            rc = release(r, b, i, err);
         if (rc != E_OK)
             return rc;
-        pthread_mutex_lock(&r->lock);
-        r->ready[i % SLOTS] = false;
-        r->used = i + 1;
-        pthread_cond_broadcast(&r->changed);
-        pthread_mutex_unlock(&r->lock);
         done += (int64_t)k->bytes;
         int64_t now_ns = clock_mono_ns(clock_system());
         if (now_ns - said_ns >= progress_ns && done < total) {
@@ -125,9 +151,9 @@ static int consume(struct ring *r, struct backend *b, int64_t total, const char 
 
 static int run(struct ring *r, struct backend *b, int64_t total, const char *path, struct err *err)
 {
-    pthread_t readers[READERS];
-    int n = 0, rc;
-    while (n < READERS && pthread_create(&readers[n], NULL, read_blocks, r) == 0)
+    pthread_t readers[READERS_AHEAD];
+    int n = 0, rc, wanted = b->ops->staging ? READERS_AHEAD : READERS;
+    while (n < wanted && pthread_create(&readers[n], NULL, read_blocks, r) == 0)
         n++;
     rc = n ? consume(r, b, total, path, err)
            : err_set(err, E_FATAL, "weights: cannot start a reading thread");
@@ -143,14 +169,16 @@ static int run(struct ring *r, struct backend *b, int64_t total, const char *pat
 int upload_run(struct backend *b, const struct upload_part *parts, size_t n_parts, const char *path,
                struct err *err)
 {
-    struct ring r = {.n_blocks = cut(parts, n_parts, NULL)};
+    struct ring r = {.n_blocks = cut(parts, n_parts, NULL),
+                     .slots = b->ops->staging ? SLOTS_AHEAD : SLOTS};
     struct block *blocks = mem_alloc(r.n_blocks, sizeof *blocks);
     int64_t total = 0;
     int rc;
-    r.memory = mem_alloc(SLOTS, BLOCK_BYTES);
+    r.memory = b->ops->staging ? b->ops->staging(b, r.slots * BLOCK_BYTES, err)
+                               : mem_alloc(r.slots, BLOCK_BYTES);
     if (!blocks || !r.memory) {
-        rc = err_set(err, E_FATAL, "weights: cannot take %d bytes to read through",
-                     SLOTS * BLOCK_BYTES);
+        rc = err_set(err, E_FATAL, "weights: cannot take %zu bytes to read through",
+                     r.slots * BLOCK_BYTES);
         goto out;
     }
     cut(parts, n_parts, blocks);
@@ -163,7 +191,10 @@ int upload_run(struct backend *b, const struct upload_part *parts, size_t n_part
     pthread_cond_destroy(&r.changed);
     pthread_mutex_destroy(&r.lock);
 out:
-    mem_free(r.memory);
+    if (b->ops->staging && r.memory)
+        b->ops->staging_end(b, r.memory);
+    else
+        mem_free(r.memory);
     mem_free(blocks);
     return rc;
 }

@@ -3,21 +3,15 @@
 #include "worker/bench.h"
 
 #include <jansson.h>
-#include <time.h>
 
 #include "engine/json.h"
 #include "engine/log.h"
-#include "generated/version.h"
+#include "worker/bench_gpu.h"
+#include "worker/bench_json.h"
 #include "worker/commands.h"
 #include "worker/doctor.h"
 
 enum { BENCH_MODEL_LEN = 1024 };
-
-static const char *precision_name(enum dtype d)
-{
-    static const char *const names[] = {"fp32", "bf16", "fp16"};
-    return names[d];
-}
 
 /* What one decode step reads of the weights: all but an embedding table that is not the head. */
 static double step_bytes(const struct model *m)
@@ -41,7 +35,7 @@ static json_t *run_object(const char *workload, const struct loaded_model *m,
                           const struct engine *e, const struct bench_result *r)
 {
     return json_pack("{s:s, s:s, s:s, s:i, s:f, s:f, s:f, s:I, s:s}", "workload", workload,
-                     "precision", precision_name(model_config(m->model)->dtype), "sampling",
+                     "precision", bench_precision(model_config(m->model)->dtype), "sampling",
                      "greedy", "requests", r->requests, "out_tok_s", r->out_tok_s,
                      "out_tok_s_steady", r->out_tok_s_steady, "in_tok_s", r->in_tok_s, "peak_bytes",
                      (json_int_t)engine_bytes(e), "outputs_sha256", r->outputs_sha256);
@@ -128,33 +122,6 @@ static int run_all(json_t *doc, const struct loaded_model *m, struct engine *e,
     return rc;
 }
 
-static json_t *document(const struct loaded_model *m, const struct engine *e)
-{
-    char date[32];
-    time_t now = (time_t)(clock_wall_ns(clock_system()) / 1000000000);
-    struct tm tm;
-    gmtime_r(&now, &tm);
-    strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", &tm);
-    json_t *doc = json_pack("{s:s, s:s, s:s, s:s, s:[]}", "device", engine_fingerprint(e), "date",
-                            date, "commit", TRANCHE_COMMIT, "model", m->name, "runs");
-    CHECK(doc);
-    return doc;
-}
-
-/* The figure of the earlier document's run of that name; 0 when it has none. */
-static double earlier(const json_t *old, const char *workload, const char *key)
-{
-    size_t i;
-    json_t *run;
-    json_array_foreach(json_object_get(old, "runs"), i, run)
-    {
-        const char *name = json_string_value(json_object_get(run, "workload"));
-        if (name && strcmp(name, workload) == 0)
-            return json_number_value(json_object_get(run, key));
-    }
-    return 0;
-}
-
 static void print_figure(const char *name, double value, const char *unit, double was)
 {
     printf("  %-22s %12.2f %-8s", name, value, unit);
@@ -185,18 +152,16 @@ static void print_table(const json_t *doc, const json_t *old)
         for (size_t k = 0; k < TR_COUNT(keys); k++) {
             if (strncmp(workload, keys[k][0], strlen(keys[k][0])) == 0)
                 print_figure(keys[k][1], json_number_value(json_object_get(run, keys[k][1])),
-                             keys[k][2], earlier(old, workload, keys[k][1]));
+                             keys[k][2],
+                             bench_earlier(old, "runs", "workload", workload, keys[k][1]));
         }
     }
 }
 
-static int open_parts(struct loaded_model *m, struct engine **e, const struct config *config,
+static int open_parts(struct loaded_model *m, struct engine **e, const struct model_opts *opts,
                       struct err *err)
 {
-    struct model_opts opts;
-    int rc = model_opts_from_config(&opts, config, err);
-    if (rc == E_OK)
-        rc = loaded_model_open(m, &opts, err);
+    int rc = loaded_model_open(m, opts, err);
     if (rc != E_OK)
         return rc;
     /* Prompts that differ share nothing; 16 slots and 1,024 tokens hold every workload here. */
@@ -207,34 +172,48 @@ static int open_parts(struct loaded_model *m, struct engine **e, const struct co
     return loaded_model_engine(e, m, err);
 }
 
+/* The CPU's: ceilings, decode, prefill, tokenizer. */
+static int bench_cpu(json_t **doc, const struct config *config, struct err *err)
+{
+    struct model_opts opts;
+    struct loaded_model m = {0};
+    struct engine *e = NULL;
+    int rc = model_opts_from_config(&opts, config, err);
+    if (rc == E_OK)
+        rc = open_parts(&m, &e, &opts, err);
+    if (rc == E_OK) {
+        *doc = bench_document(engine_fingerprint(e), "", m.name);
+        rc = run_all(*doc, &m, e, config, err);
+    }
+    engine_close(e);
+    loaded_model_close(&m);
+    return rc;
+}
+
 int command_bench(const struct config *config)
 {
     struct err err = {0};
-    struct loaded_model m = {0};
-    struct engine *e = NULL;
+    struct model_opts opts;
     json_t *doc = NULL, *old = NULL;
     const char *compare = config_text(config, "compare");
-    int rc = E_OK;
     command_log_setup(config);
     if (config_origin(config, "log-level") == CONFIG_DEFAULT)
         log_setup(LOG_WARN, LOG_LOGFMT, 2);
-    if (compare)
+    int rc = engine_opts_from_config(&opts, config, &err);
+    const bool gpu = rc == E_OK && opts.engine.kind == ENGINE_CUDA;
+    if (rc == E_OK && compare)
         rc = json_parse_file(&old, compare, &json_limits_file, &err);
     if (rc == E_OK)
-        rc = open_parts(&m, &e, config, &err);
-    if (rc == E_OK) {
-        doc = document(&m, e);
-        rc = run_all(doc, &m, e, config, &err);
-    }
-    if (rc == E_OK && config_flag(config, "json")) {
-        json_dumpf(doc, stdout, JSON_INDENT(2));
+        rc = gpu ? bench_gpu(&doc, &opts, config, &err) : bench_cpu(&doc, config, &err);
+    if (doc && config_flag(config, "json")) {
+        json_dumpf(doc, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
         putchar('\n');
+    } else if (doc && gpu) {
+        bench_gpu_print(doc, old);
     } else if (rc == E_OK) {
         print_table(doc, old);
     }
     json_decref(doc);
     json_decref(old);
-    engine_close(e);
-    loaded_model_close(&m);
     return rc == E_OK ? EXIT_WELL : command_failed(config, &err);
 }

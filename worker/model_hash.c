@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "engine/log.h"
+#include "worker/cache_folder.h"
 #include "worker/text.h"
 
 enum { FILES_MAX = 4096, BLOCK = 1 << 20 };
@@ -107,22 +108,11 @@ int model_hash_compute(const char *dir, char hex[65], const bool *stop, struct e
     return fold(dir, hex, false, stop, err);
 }
 
-/* ".../tranche/<file>"; the folders are made. False: there is no home. */
+/* False: there is no home. */
 static bool cache_path(char *out, size_t cap, const char *file)
 {
-    const char *base = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    char folder[PATH_MAX];
-    if (base && base[0] == '/')
-        snprintf(folder, sizeof folder, "%s", base);
-    else if (home && home[0] == '/')
-        snprintf(folder, sizeof folder, "%s/.cache", home);
-    else
-        return false;
-    mkdir(folder, 0700);
-    size_t n = strlen(folder);
-    snprintf(folder + n, sizeof folder - n, "/tranche");
-    mkdir(folder, 0700);
-    return (size_t)snprintf(out, cap, "%s/%s", folder, file) < cap;
+    const char *folder = cache_folder();
+    return folder && (size_t)snprintf(out, cap, "%s/%s", folder, file) < cap;
 }
 
 static bool cache_read(struct model_hash *h)

@@ -8,6 +8,7 @@
 
 #include "engine/backend_cuda.h"
 #include "engine/log.h"
+#include "worker/cache_folder.h"
 
 /* "cuda:0,cuda:1" or "cpu,cpu": an engine each. */
 static int devices_parse(struct model_opts *out, const char *text, struct err *err)
@@ -83,7 +84,7 @@ static struct sim_opts sim_opts_of(const struct config *config)
     };
 }
 
-int model_opts_from_config(struct model_opts *out, const struct config *config, struct err *err)
+int engine_opts_from_config(struct model_opts *out, const struct config *config, struct err *err)
 {
     /* "auto" is the first choice; the others follow enum cpu_isa. */
     int32_t isa = config_choice(config, "isa") - 1;
@@ -99,19 +100,27 @@ int model_opts_from_config(struct model_opts *out, const struct config *config, 
                    .threads = (int32_t)config_int(config, "threads"),
                    .isa = isa,
                    .no_prefix_sharing = !config_flag(config, "prefix-sharing"),
+                   .no_graphs = !config_flag(config, "graphs"),
+                   .cache_dir = cache_folder(),
                    .sim = sim_opts_of(config)},
     };
     int rc = device_of(out, config, err);
     if (rc < 0)
         return rc;
-    if (!out->dir && out->engine.kind != ENGINE_SIM)
-        return err_set(err, E_USAGE,
-                       "--model: want a model folder, found none (only --engine=sim "
-                       "runs without one)");
     if (isa > (int32_t)cpu_isa_best())
         return err_set(err, E_USAGE, "--isa: want one that this CPU has (best: %s), found %s",
                        cpu_isa_name(cpu_isa_best()), config_text(config, "isa"));
     return E_OK;
+}
+
+int model_opts_from_config(struct model_opts *out, const struct config *config, struct err *err)
+{
+    int rc = engine_opts_from_config(out, config, err);
+    if (rc == E_OK && !out->dir && out->engine.kind != ENGINE_SIM)
+        return err_set(err, E_USAGE,
+                       "--model: want a model folder, found none (only --engine=sim "
+                       "runs without one)");
+    return rc;
 }
 
 /* A hub cache's last part is a hash: "models--org--name/snapshots/<hash>" says more two steps up.

@@ -24,6 +24,9 @@ struct model_opts {
  * when the engine needs a folder and none was given. */
 int model_opts_from_config(struct model_opts *out, const struct config *config,
                            struct err *err) TR_MUSTCHECK;
+/* The same for a command that can do without a folder: out->dir may be NULL. */
+int engine_opts_from_config(struct model_opts *out, const struct config *config,
+                            struct err *err) TR_MUSTCHECK;
 
 struct loaded_model {
     struct model *model;                   /* NULL for ENGINE_SIM */

@@ -77,7 +77,11 @@ const struct command_info command_table[] = {
     {COMMAND_DOCTOR, "doctor", "", "check model folder, memory, CPU and database; say the mend",
      "Exit: 0 all well, 1 warnings, 2 faults.", 0},
     {COMMAND_BENCH, "bench", "", "measure this machine's ceilings and our share of them",
-     "Ceilings and model are measured in the same run, so the shares hold on a busy machine too.",
+     "Ceilings and model are measured in the same run, so the shares hold on a busy machine too. "
+     "On a\n"
+     "GPU it makes its own random weights (3.6 GB below TMPDIR, removed at once) unless --model "
+     "names\n"
+     "a folder, and runs three workloads beside their roofline; docs/performance.md explains them.",
      0},
     {COMMAND_VERSION, "version", "", "print version, build, libraries and vector unit", "", 0},
     {COMMAND_HELP, "help", "[COMMAND]", "explain a command and its options", "", 1},
@@ -131,6 +135,8 @@ const struct option option_table[] = {
      "longest piece of one prompt in a step; 0: the step's budget"},
     {"prefix-sharing", ENGINE, OPTION_FLAG, "true", 0, 0, NULL, NULL, "Engine",
      "compute and store a prefix that prompts share once; changes no byte of output"},
+    {"graphs", ENGINE, OPTION_FLAG, "true", 0, 0, NULL, NULL, "Engine",
+     "launch a GPU's step as one CUDA graph; changes no byte of output"},
     {"threads", ENGINE, OPTION_INT, "0", 0, 1024, NULL, "N", "Engine",
      "compute threads; 0: the CPUs this process may run on"},
     {"isa", ENGINE, OPTION_CHOICE, "auto", 0, 0, "auto|scalar|avx2|avx512", "NAME", "Engine",
@@ -213,6 +219,13 @@ const struct option option_table[] = {
 
     {"compare", BENCH, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Measuring",
      "earlier --json output: print each figure beside it"},
+    {"workloads", BENCH, OPTION_TEXT, "W1,W2,W3,one,steps", 0, 0, NULL, "LIST", "Measuring",
+     "what is run on a GPU: W1, W2, W3 (whole runs), one (a sequence alone), steps (steps by op, "
+     "products, decode attention, a sweep of slots)"},
+    {"scale", BENCH, OPTION_REAL, "1", 0.001, 100, NULL, "SHARE", "Measuring",
+     "share of the requests of W1, W2 and W3 (15,000, 5,000, 25,000)"},
+    {"greedy", BENCH, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Measuring",
+     "W1, W2 and W3 at temperature 0; default: 0.6, top_p 0.95"},
     {"text", BENCH, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Measuring",
      "text for the tokenizer; default: words of its own vocabulary, common ones more often"},
     {"measure", BENCH, OPTION_DURATION, "2s", 0.05, 600, NULL, "TIME", "Measuring",

@@ -1,0 +1,137 @@
+/* A workload through an engine (the simulated one), and the document that tells of it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "engine/log.h"
+#include "worker/bench_gpu.h"
+#include "worker/bench_json.h"
+
+static struct roofline roofline(void)
+{
+    const struct model_config c = {.hidden = 64,
+                                   .inner = 96,
+                                   .n_layers = 2,
+                                   .n_heads = 4,
+                                   .n_kv_heads = 2,
+                                   .head_dim = 16,
+                                   .vocab_size = 320};
+    struct roofline r;
+    roofline_init(&r, &c, 1e9, 1e9);
+    return r;
+}
+
+static void run(struct workload_run *out, const struct workload *w, int32_t slots, int rc_wanted,
+                struct err *err)
+{
+    struct engine *e = NULL;
+    struct roofline r = roofline();
+    struct engine_opts o = {.kind = ENGINE_SIM,
+                            .slots = slots,
+                            .step_tokens = 64,
+                            .max_model_len = 512,
+                            .sim = {.vocab_size = 320, .poison_id = -1}};
+    o.rules.think_open_id = o.rules.think_close_id = -1;
+    log_setup(LOG_OFF, LOG_LOGFMT, 2);
+    assert_int_equal(engine_open(&e, &o, err), E_OK);
+    assert_int_equal(workload_run(out, e, w, &r, 320, err), rc_wanted);
+    engine_close(e);
+}
+
+static void every_token_is_counted(void **state)
+{
+    (void)state;
+    const struct workload w = {"T", 16, 20, 24, 100, false};
+    struct workload_run a, b;
+    struct err err = {0};
+    run(&a, &w, 8, E_OK, &err);
+    run(&b, &w, 32, E_OK, &err);
+    assert_int_equal(a.tokens, 2400);
+    assert_string_equal(a.outputs_sha256, b.outputs_sha256);
+    assert_int_equal(strlen(a.outputs_sha256), 64);
+    const struct run_moments *m = &b.moments;
+    assert_true(m->start.at > 0 && m->start.at < m->full.at && m->full.at < m->refilled.at &&
+                m->refilled.at <= m->end.at);
+    assert_true(m->start.tokens == 0 && m->end.tokens == 2400);
+    assert_true(m->full.tokens < m->refilled.tokens && m->refilled.tokens < 2400);
+    struct roofline r = roofline();
+    double want = 100 * roofline_seconds(&r, 16, 20, 24);
+    assert_true(m->end.work > want * 0.999999 && m->end.work < want * 1.000001);
+    struct workload other = w;
+    other.greedy = true;
+    run(&a, &other, 8, E_OK, &err);
+    assert_string_not_equal(a.outputs_sha256, b.outputs_sha256);
+}
+
+static void what_does_not_fit_is_told(void **state)
+{
+    (void)state;
+    const struct workload w = {"T", 0, 600, 24, 2, false};
+    struct workload_run a;
+    struct err err = {0};
+    run(&a, &w, 8, E_USAGE, &err);
+    assert_non_null(strstr(err.msg, "T: "));
+    assert_non_null(strstr(err.msg, "600"));
+}
+
+static void the_document_has_its_keys(void **state)
+{
+    (void)state;
+    static const char *const head[] = {"device", "driver", "date", "commit", "model"};
+    static const char *const keys[] = {"workload",       "precision",   "sampling",
+                                       "requests",       "out_tok_s",   "out_tok_s_steady",
+                                       "r_seq_tok_s",    "share_r_seq", "share_r_seq_whole",
+                                       "gpu_idle_share", "peak_bytes",  "outputs_sha256"};
+    struct workload w = *workload_find("W1");
+    struct workload_run a;
+    struct err err = {0};
+    w.requests = 40;
+    run(&a, &w, 8, E_OK, &err);
+    json_t *doc = bench_document("card", "1.2", "model");
+    bench_append(doc, "runs", bench_run_json(&w, &a, DTYPE_BF16, 12345));
+    for (size_t i = 0; i < TR_COUNT(head); i++)
+        assert_true(json_is_string(json_object_get(doc, head[i])));
+    json_t *run_doc = json_array_get(json_object_get(doc, "runs"), 0);
+    for (size_t i = 0; i < TR_COUNT(keys); i++)
+        assert_non_null(json_object_get(run_doc, keys[i]));
+    assert_string_equal(json_string_value(json_object_get(run_doc, "precision")), "bf16");
+    assert_int_equal(json_integer_value(json_object_get(run_doc, "peak_bytes")), 12345);
+    assert_true(bench_earlier(doc, "runs", "workload", "W1", "requests") == 40);
+    assert_true(bench_earlier(doc, "runs", "workload", "W2", "requests") == 0);
+    assert_true(bench_earlier(NULL, "runs", "workload", "W1", "requests") == 0);
+    json_decref(doc);
+}
+
+static void steps_and_products_have_theirs(void **state)
+{
+    (void)state;
+    struct roofline r = roofline();
+    const struct cuda_step_shape shape = {.name = "8x100", .decodes = 8, .context = 100};
+    struct cuda_step_times t = {.seconds = 0.004, .n_ops = 2};
+    t.ops[0].name = "attention", t.ops[0].seconds = 8 * 100 * r.kv_bytes / r.copy_Bps * 2;
+    t.ops[1].name = "gemm o", t.ops[1].seconds = 0.001;
+    json_t *a = bench_attention_json(&shape, &t, &r), *s = bench_step_json(&shape, &t);
+    double share = json_number_value(json_object_get(a, "share_copy"));
+    assert_true(share > 0.4999 && share < 0.5001);
+    assert_true(json_number_value(json_object_get(json_object_get(s, "ops_ms"), "gemm o")) == 1);
+    const struct cuda_product p = {"head", 10, 20, 30, 1e-6};
+    json_t *g = bench_product_json(&p);
+    assert_string_equal(json_string_value(json_object_get(g, "gemm")), "head-10");
+    double tflops = json_number_value(json_object_get(g, "TFLOPs"));
+    assert_true(tflops > 0.01199 && tflops < 0.01201);
+    json_decref(a);
+    json_decref(s);
+    json_decref(g);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_token_is_counted),
+                                       cmocka_unit_test(what_does_not_fit_is_told),
+                                       cmocka_unit_test(the_document_has_its_keys),
+                                       cmocka_unit_test(steps_and_products_have_theirs)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
