@@ -10,6 +10,11 @@ int command_worker(const struct config *config);
 int command_init(const struct config *config);
 int command_submit(const struct config *config);
 int command_status(const struct config *config);
+int command_cancel(const struct config *config);
+int command_dlq(const struct config *config);
+int command_prune(const struct config *config);
+int command_seek(const struct config *config);
+int command_audit(const struct config *config);
 int command_export(const struct config *config);
 int command_tokenize(const struct config *config);
 int command_doctor(const struct config *config); /* exit 0 well, 1 warnings, 2 faults */

@@ -37,6 +37,11 @@ enum command {
     COMMAND_SUBMIT = 512,
     COMMAND_MIGRATE = 1024,
     COMMAND_STATUS = 2048,
+    COMMAND_CANCEL = 4096,
+    COMMAND_DLQ = 8192,
+    COMMAND_PRUNE = 16384,
+    COMMAND_SEEK = 32768,
+    COMMAND_AUDIT = 65536,
 };
 struct command_info {
     enum command id;

@@ -165,7 +165,8 @@ void config_markdown(FILE *out)
           "Flag, then environment, then config file, then default: the first that is set wins. An\n"
           "empty variable counts as unset. A config file (`--config`) holds `name = value` lines\n"
           "and may name options of any command. Sizes: `4096`, `512MiB`, `8GiB`, `2GB`.\n"
-          "Durations: `250ms`, `5s`, `2m`, `1h`. An unknown name or a value out of range ends the\n"
+          "Durations: `250ms`, `5s`, `2m`, `1h`, `30d`. An unknown name or a value out of range "
+          "ends the\n"
           "program with exit code 64 before anything is opened.\n",
           out);
     const char *group = "";

@@ -18,7 +18,7 @@ static const struct unit size_units[] = {
     {"Ki", 1024.0},  {"Mi", 1048576.0}, {"Gi", 0x1p30},  {"Ti", 0x1p40},
 };
 static const struct unit duration_units[] = {
-    {"ns", 1}, {"us", 1e3}, {"ms", 1e6}, {"s", 1e9}, {"m", 60e9}, {"h", 3600e9},
+    {"ns", 1}, {"us", 1e3}, {"ms", 1e6}, {"s", 1e9}, {"m", 60e9}, {"h", 3600e9}, {"d", 86400e9},
 };
 
 static int refuse(const struct option *o, struct str text, const char *where, const char *want,
@@ -132,8 +132,8 @@ static int unit_parse(struct config_value *out, const struct option *o, const ch
     bool size = o->type == OPTION_SIZE;
     const struct unit *units = size ? size_units : duration_units;
     size_t n_units = size ? TR_COUNT(size_units) : TR_COUNT(duration_units);
-    const char *want =
-        size ? "a size such as 4096, 512MiB or 8GiB" : "a duration such as 250ms, 5s, 2m or 1h";
+    const char *want = size ? "a size such as 4096, 512MiB or 8GiB"
+                            : "a duration such as 250ms, 5s, 2m, 1h or 30d";
     const char *rest;
     double v;
     if (!number_parse(text, &v, &rest))

@@ -21,6 +21,7 @@ int kafka_admin_open(struct kafka_admin *a, const struct source_url *url,
                                     {"enable.auto.offset.store", "false"},
                                     {"auto.offset.reset", "error"},
                                     {"enable.partition.eof", "true"},
+                                    {"fetch.wait.max.ms", "100"}, /* questions wait behind it */
                                     {"allow.auto.create.topics", "false"}};
     rd_kafka_conf_t *conf;
     char why[256];

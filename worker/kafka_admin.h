@@ -16,6 +16,12 @@ int kafka_admin_open(struct kafka_admin *a, const struct source_url *url,
                      const struct source_opts *opts, struct err *err) TR_MUSTCHECK;
 void kafka_admin_close(struct kafka_admin *a);
 
+int kafka_queue_seek(const struct source_url *url, const struct source_opts *opts,
+                     const struct seek_to *to, bool apply, struct seek_move *moves, int *n,
+                     char label[JOB_ORIGIN_MAX], struct err *err) TR_MUSTCHECK;
+int kafka_queue_scan(const struct source_url *url, const struct source_opts *opts,
+                     const struct scan_range *range, queue_scan_take *take, void *ctx,
+                     struct err *err) TR_MUSTCHECK;
 int kafka_queue_backlog(const struct source_url *url, const struct source_opts *opts,
                         struct backlog *out, struct err *err) TR_MUSTCHECK;
 

@@ -63,9 +63,9 @@ static void add_place(struct text *t, const rd_kafka_message_t *message)
     add_headers(t, message);
 }
 
-struct job *kafka_job(struct source_kafka *k, const rd_kafka_message_t *message)
+struct job *kafka_job(const char *topic, const rd_kafka_message_t *message,
+                      const struct clock *clock)
 {
-    struct kafka_partition *p = &k->partitions[message->partition];
     size_t len = message->payload ? message->len : 0;
     rd_kafka_timestamp_type_t type;
     int64_t ms = rd_kafka_message_timestamp(message, &type);
@@ -76,20 +76,18 @@ struct job *kafka_job(struct source_kafka *k, const rd_kafka_message_t *message)
         memcpy((char *)(uintptr_t)job->message.ptr, message->payload, job->message.len);
     job->message_full = len;
     job->partition = message->partition;
-    job->sequence = p->sequence;
     job->position = message->offset + 1;
     job->queued_ns =
-        ms > 0 && type != RD_KAFKA_TIMESTAMP_NOT_AVAILABLE ? ms * 1000000 : clock_wall_ns(k->clock);
+        ms > 0 && type != RD_KAFKA_TIMESTAMP_NOT_AVAILABLE ? ms * 1000000 : clock_wall_ns(clock);
     struct text place = {0};
     add_place(&place, message);
     if (!place.failed)
         job->place = job_str(job, text_view(&place));
     text_close(&place);
-    if (!job->place.ptr || job_printf(job, &job->origin, "%s/%d/%lld", k->topic, message->partition,
+    if (!job->place.ptr || job_printf(job, &job->origin, "%s/%d/%lld", topic, message->partition,
                                       (long long)message->offset) < 0) {
         job_close(job);
         return NULL;
     }
-    p->sequence++;
     return job;
 }

@@ -16,6 +16,16 @@ static int dispatch(const struct config *config)
         return command_submit(config);
     case COMMAND_STATUS:
         return command_status(config);
+    case COMMAND_CANCEL:
+        return command_cancel(config);
+    case COMMAND_DLQ:
+        return command_dlq(config);
+    case COMMAND_PRUNE:
+        return command_prune(config);
+    case COMMAND_SEEK:
+        return command_seek(config);
+    case COMMAND_AUDIT:
+        return command_audit(config);
     case COMMAND_EXPORT:
         return command_export(config);
     case COMMAND_TOKENIZE:

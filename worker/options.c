@@ -17,9 +17,16 @@ enum {
     WORK = RUN | WORKER,
     MIGRATE = COMMAND_MIGRATE,
     STATUS = COMMAND_STATUS,
+    CANCEL = COMMAND_CANCEL,
+    DLQ = COMMAND_DLQ,
+    PRUNE = COMMAND_PRUNE,
+    SEEK = COMMAND_SEEK,
+    AUDIT = COMMAND_AUDIT,
+    GROUP = STATUS | SEEK | AUDIT,     /* ask about a consumer group */
+    BROKER = GROUP | DLQ,              /* and these speak with a broker at all */
+    CONSOLE = BROKER | CANCEL | PRUNE, /* what an operator does */
     ENGINE = WORK | DOCTOR | BENCH,
     MODEL = ENGINE | TOKENIZE,
-    CONSOLE = STATUS, /* what an operator does, to a queue and a database */
     ALL = MODEL | EXPORT | QUEUE | MIGRATE | CONSOLE,
 };
 #define KIB 1024.0
@@ -58,6 +65,34 @@ const struct command_info command_table[] = {
      "of --db may be a member of tranche_redrive.\n"
      "Exit: 0 done, 64 options, 65 rights or schema, 69 database or broker.",
      1},
+    {COMMAND_CANCEL, "cancel", "BATCH [ID...]", "jobs that nobody wants any more",
+     "Without ids the whole batch, those of its jobs that are still to come included. A job that "
+     "has\n"
+     "a row keeps it; the others get one with status `cancelled` when a worker meets them.\n"
+     "Exit: 0 done, 64 options, 65 rights or schema, 69 database.",
+     16},
+    {COMMAND_DLQ, "dlq", "list|show KEY|redrive", "dead letters: look at them, send them again",
+     "redrive sends each open letter of the filter to --source, in a run of its own: main~1, of a\n"
+     "letter that dies there main~2, at most main~3; the first row of a key stays for ever.\n"
+     "Exit: 0 done, 64 options, 65 rights or schema, 69 database or broker.",
+     2},
+    {COMMAND_SEEK, "seek", "", "move the stored position of a topic's group",
+     "Stop the workers first. Messages that are skipped get no row; those that are read again "
+     "have\n"
+     "theirs. --dry-run shows what it would do.\n"
+     "Exit: 0 done, 64 options, 65 rights, schema or running workers, 69 database or broker.",
+     0},
+    {COMMAND_AUDIT, "audit", "", "compare what the broker still has with the rows",
+     "Lists acknowledged messages without a row, as after a database was restored from an older\n"
+     "backup; --requeue sends them again. Give --run and --batch as the workers have them.\n"
+     "Exit: 0 none, or all sent again; 3 some are missing; 64 options, 65 rights or schema,\n"
+     "69 database or broker.",
+     0},
+    {COMMAND_PRUNE, "prune", "", "remove rows by age",
+     "Counts in `batches` stay as they are. A result that is gone no longer stops a message that\n"
+     "comes again: keep results longer than the broker keeps messages. Needs tranche_owner.\n"
+     "Exit: 0 done, 64 options, 65 rights or schema, 69 database.",
+     0},
     {COMMAND_EXPORT, "export", "", "write OpenAI batch output and error files from a database",
      "Rows of one batch, in the order of their input where it is known.", 0},
     {COMMAND_MIGRATE, "migrate", "", "bring a PostgreSQL database to this build's schema",
@@ -94,18 +129,18 @@ const struct option option_table[] = {
     {"chat-template", ENGINE, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Model",
      "Jinja chat template to use in place of the folder's own"},
 
-    {"source", QUEUE | CONSOLE, OPTION_TEXT, NULL, 0, 0, NULL, "URL", "Queue",
+    {"source", QUEUE | BROKER, OPTION_TEXT, NULL, 0, 0, NULL, "URL", "Queue",
      "where jobs come from: kafka://HOST[:PORT][,HOST...]/TOPIC, redis://HOST[:PORT]/STREAM "
      "(rediss:// with TLS, redis-sentinel://HOST[,HOST...]/STREAM), or file://PATH"},
-    {"group", WORKER | INIT | CONSOLE, OPTION_TEXT, "tranche", 0, 0, NULL, "NAME", "Queue",
+    {"group", WORKER | INIT | GROUP, OPTION_TEXT, "tranche", 0, 0, NULL, "NAME", "Queue",
      "consumer group: workers of one group share the messages"},
-    {"broker-config", QUEUE | CONSOLE, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Queue",
+    {"broker-config", QUEUE | BROKER, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Queue",
      "file of `name = value` lines for the broker's client: TLS, SASL; NAME.file reads a secret"},
     {"allow-insecure", RUN | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_FLAG, "false", 0, 0, NULL,
      NULL, "Queue", "let jobs and rows travel unverified or in plain text to another machine"},
-    {"partition", WORKER, OPTION_INT, "-1", -1, 255, NULL, "N", "Queue",
-     "read only this partition (Kafka), up to the end that it has at start, and leave with 0; -1: "
-     "what the group assigns"},
+    {"partition", WORKER | SEEK | AUDIT, OPTION_INT, "-1", -1, 255, NULL, "N", "Queue",
+     "only this partition (Kafka); a worker reads it up to the end that it has at start and leaves "
+     "with 0; -1: what the group assigns, or all"},
     {"idle-exit", WORKER, OPTION_DURATION, "0s", 0, 86400, NULL, "TIME", "Queue",
      "leave with 0 once nothing was left to do for this long; 0s: never"},
     {"partitions", INIT, OPTION_INT, "12", 1, 256, NULL, "N", "Queue",
@@ -148,8 +183,9 @@ const struct option option_table[] = {
     {"db-password-file", WORK | SUBMIT | DOCTOR | MIGRATE | CONSOLE, OPTION_TEXT, NULL, 0, 0, NULL,
      "FILE", "Rows", "file with the password for --db; read again at each connect"},
     {"run", WORK | SUBMIT | EXPORT | CONSOLE, OPTION_TEXT, "main", 0, 0, NULL, "NAME", "Rows",
-     "name of the run: another model or parameter set runs beside it under its own name"},
-    {"batch", WORK | EXPORT | SUBMIT, OPTION_TEXT, NULL, 0, 0, NULL, "NAME", "Rows",
+     "name of the run: another model or parameter set runs beside it under its own name (status, "
+     "dlq, prune: every run unless named)"},
+    {"batch", WORK | EXPORT | SUBMIT | PRUNE | AUDIT, OPTION_TEXT, NULL, 0, 0, NULL, "NAME", "Rows",
      "batch of jobs that name none; default: the file's name without its suffix, or the topic"},
     {"flush-rows", WORK, OPTION_INT, "512", 1, 65536, NULL, "N", "Rows",
      "rows that one transaction writes at most"},
@@ -163,6 +199,31 @@ const struct option option_table[] = {
      "what --spool-dir may hold; when it is full, no new sequence is begun"},
     {"show", RUN, OPTION_INT, "0", 0, 1000, NULL, "N", "Rows",
      "at the end print the first N rows, the counts and what to try next"},
+
+    {"filter", DLQ, OPTION_TEXT, NULL, 0, 0, NULL, "NAME=VALUE,..", "Operator",
+     "which dead letters: run, batch, id, reason, key; state=open|redriven|any"},
+    {"limit", DLQ | AUDIT, OPTION_INT, "100", 0, 1e9, NULL, "N", "Operator",
+     "list at most so many; 0: all"},
+    {"ids", CANCEL, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Operator",
+     "file with an id a line; \"-\": standard input"},
+    {"reason", CANCEL, OPTION_TEXT, NULL, 0, 0, NULL, "TEXT", "Operator",
+     "kept with the cancellation, for people"},
+    {"undo", CANCEL, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Operator",
+     "take the cancellation back; rows that it caused stay"},
+    {"to", SEEK, OPTION_TEXT, NULL, 0, 0, NULL, "WHERE", "Operator",
+     "earliest, end, an offset, or a time such as 2026-01-31T12:00:00Z"},
+    {"range", AUDIT, OPTION_TEXT, NULL, 0, 0, NULL, "FROM..TO", "Operator",
+     "offsets or times; either may be left out; default: all that is acknowledged"},
+    {"requeue", AUDIT, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Operator",
+     "send what is missing again"},
+    {"older-than", PRUNE, OPTION_DURATION, NULL, 0, 1e9, NULL, "TIME", "Operator",
+     "age from which rows go: 30d"},
+    {"tables", PRUNE, OPTION_TEXT, "results,dead_letters,parked,attempts", 0, 0, NULL, "NAME,..",
+     "Operator", "of which tables; cancellations is one too"},
+    {"chunk-rows", PRUNE, OPTION_INT, "2000", 1, 1000000, NULL, "N", "Operator",
+     "rows that one transaction removes at most"},
+    {"dry-run", DLQ | SEEK | PRUNE, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Operator",
+     "say what would be done, and do nothing"},
 
     {"default-max-tokens", WORK, OPTION_INT, "2048", 1, 1 << 24, NULL, "TOKENS", "Jobs",
      "max_tokens of chat jobs that name none"},
@@ -231,8 +292,8 @@ const struct option option_table[] = {
     {"measure", BENCH, OPTION_DURATION, "2s", 0.05, 600, NULL, "TIME", "Measuring",
      "time spent on each figure at least"},
 
-    {"json", DOCTOR | BENCH | COMMAND_VERSION | STATUS, OPTION_FLAG, "false", 0, 0, NULL, NULL,
-     "Output", "one JSON document on standard output"},
+    {"json", DOCTOR | BENCH | COMMAND_VERSION | STATUS | DLQ, OPTION_FLAG, "false", 0, 0, NULL,
+     NULL, "Output", "one JSON document on standard output"},
     {"markdown", COMMAND_HELP, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Output",
      "all commands and options as Markdown: docs/config.md"},
     {"config", ALL, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Output",

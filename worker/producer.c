@@ -14,12 +14,21 @@ static const struct scheme {
                 bool *, struct err *);
     int (*backlog)(const struct source_url *, const struct source_opts *, struct backlog *,
                    struct err *);
+    int (*seek)(const struct source_url *, const struct source_opts *, const struct seek_to *, bool,
+                struct seek_move *, int *, char[JOB_ORIGIN_MAX], struct err *);
+    int (*scan)(const struct source_url *, const struct source_opts *, const struct scan_range *,
+                queue_scan_take *, void *, struct err *);
 } schemes[] = {
-    {"kafka", kafka_producer_open, kafka_queue_init, kafka_queue_backlog},
-    {"redis", redis_producer_open, redis_queue_init, redis_queue_backlog},
-    {"rediss", redis_producer_open, redis_queue_init, redis_queue_backlog},
-    {"redis-sentinel", redis_producer_open, redis_queue_init, redis_queue_backlog},
-    {"rediss-sentinel", redis_producer_open, redis_queue_init, redis_queue_backlog},
+    {"kafka", kafka_producer_open, kafka_queue_init, kafka_queue_backlog, kafka_queue_seek,
+     kafka_queue_scan},
+    {"redis", redis_producer_open, redis_queue_init, redis_queue_backlog, redis_queue_seek,
+     redis_queue_scan},
+    {"rediss", redis_producer_open, redis_queue_init, redis_queue_backlog, redis_queue_seek,
+     redis_queue_scan},
+    {"redis-sentinel", redis_producer_open, redis_queue_init, redis_queue_backlog, redis_queue_seek,
+     redis_queue_scan},
+    {"rediss-sentinel", redis_producer_open, redis_queue_init, redis_queue_backlog,
+     redis_queue_seek, redis_queue_scan},
 };
 
 static int find(const struct scheme **out, struct source_url *url, const struct source_opts *opts,
@@ -60,4 +69,22 @@ int queue_backlog(const struct source_opts *opts, struct backlog *out, struct er
     struct source_url url;
     int rc = find(&scheme, &url, opts, err);
     return rc < 0 ? rc : scheme->backlog(&url, opts, out, err);
+}
+
+int queue_seek(const struct source_opts *opts, const struct seek_to *to, bool apply,
+               struct seek_move *moves, int *n, char label[JOB_ORIGIN_MAX], struct err *err)
+{
+    const struct scheme *scheme;
+    struct source_url url;
+    int rc = find(&scheme, &url, opts, err);
+    return rc < 0 ? rc : scheme->seek(&url, opts, to, apply, moves, n, label, err);
+}
+
+int queue_scan(const struct source_opts *opts, const struct scan_range *range,
+               queue_scan_take *take, void *ctx, struct err *err)
+{
+    const struct scheme *scheme;
+    struct source_url url;
+    int rc = find(&scheme, &url, opts, err);
+    return rc < 0 ? rc : scheme->scan(&url, opts, range, take, ctx, err);
 }

@@ -39,6 +39,41 @@ int producer_open(struct producer **out, const struct source_opts *opts,
 int queue_init(const struct source_opts *opts, const struct queue_shape *shape, bool *made,
                struct err *err) TR_MUSTCHECK;
 
+/* Where a group's position shall go, and what that means for each partition. */
+enum seek_kind { SEEK_TO_EARLIEST, SEEK_TO_END, SEEK_TO_OFFSET, SEEK_TO_TIME };
+struct seek_to {
+    enum seek_kind kind;
+    int64_t value; /* offset; wall clock ns: the first message that is as young */
+};
+struct seek_move {
+    int32_t partition;
+    int64_t low, high; /* ends of its log */
+    int64_t committed; /* what the group has acknowledged; -1: nothing */
+    int64_t to;
+};
+/* Of opts besides these: group, partition (< 0: all). apply false: fills in moves, room for
+ * SOURCE_PARTITIONS_MAX, and label, the name in partition_progress.source. apply true: the broker's
+ * side of these moves; E_FATAL while the group has members. E_USAGE: out of the log, or a queue
+ * without positions. */
+int queue_seek(const struct source_opts *opts, const struct seek_to *to, bool apply,
+               struct seek_move *moves, int *n, char label[JOB_ORIGIN_MAX],
+               struct err *err) TR_MUSTCHECK;
+
+/* A range of messages; SCAN_OPEN: from the first there is, to the last that is acknowledged. */
+enum scan_kind { SCAN_OPEN, SCAN_OFFSET, SCAN_TIME };
+struct scan_end {
+    enum scan_kind kind;
+    int64_t value; /* offset, or milliseconds of a stream's id; wall clock ns */
+};
+struct scan_range {
+    struct scan_end from, to; /* `to` is not part of it */
+};
+/* Takes one message, as a source would hand it out; the job is its own. */
+typedef int queue_scan_take(void *ctx, struct job *job, struct err *err);
+/* Reads without claiming; of a stream what is pending for nobody. Of opts: as queue_seek. */
+int queue_scan(const struct source_opts *opts, const struct scan_range *range,
+               queue_scan_take *take, void *ctx, struct err *err) TR_MUSTCHECK;
+
 /* What a group has not done yet. */
 struct backlog {
     int64_t lag;     /* messages that it has not had (Kafka: not acknowledged) */

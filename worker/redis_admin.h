@@ -13,6 +13,12 @@ int redis_admin_open(struct redis_stream **out, const struct source_url *url,
                      struct err *err) TR_MUSTCHECK;
 void redis_admin_close(struct redis_stream *s); /* NULL is legal */
 
+int redis_queue_seek(const struct source_url *url, const struct source_opts *opts,
+                     const struct seek_to *to, bool apply, struct seek_move *moves, int *n,
+                     char label[JOB_ORIGIN_MAX], struct err *err) TR_MUSTCHECK;
+int redis_queue_scan(const struct source_url *url, const struct source_opts *opts,
+                     const struct scan_range *range, queue_scan_take *take, void *ctx,
+                     struct err *err) TR_MUSTCHECK;
 int redis_queue_backlog(const struct source_url *url, const struct source_opts *opts,
                         struct backlog *out, struct err *err) TR_MUSTCHECK;
 

@@ -204,6 +204,9 @@ int redis_group_info_parse(const redisReply *reply, struct str group, struct red
                 found.lag = value->integer;
             else if (str_eq(name, STR("pending")) && number)
                 found.pending = value->integer;
+            else if (str_eq(name, STR("last-delivered-id")) &&
+                     !redis_id_parse(redis_text(value), &found.last))
+                return wrong(err, "an id last delivered");
         }
         if (found.found)
             *out = found;

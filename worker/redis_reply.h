@@ -70,6 +70,7 @@ int redis_autoclaim_parse(const redisReply *reply, struct redis_autoclaim *out,
 struct redis_group_info {
     bool found;
     int64_t lag, pending;
+    struct redis_id last; /* last delivered */
 };
 int redis_group_info_parse(const redisReply *reply, struct str group, struct redis_group_info *out,
                            struct err *err) TR_MUSTCHECK;

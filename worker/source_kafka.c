@@ -155,9 +155,11 @@ static int take(struct source_kafka *k, rd_kafka_message_t *m, struct job **out,
         return 0;
     }
     *bytes_left -= bytes;
-    *out = kafka_job(k, m);
-    if (*out)
+    *out = kafka_job(k->topic, m, k->clock);
+    if (*out) {
         (*out)->from_position = p->watermark.position;
+        (*out)->sequence = p->sequence++;
+    }
     p->ended = false;
     int rc = *out ? kafka_watermark_deliver(&p->watermark, m->offset, err)
                   : err_set(err, E_FATAL, "%s: no memory for a message of %zu bytes",

@@ -87,8 +87,9 @@ void kafka_pause(struct source_kafka *k, int32_t partition, bool pause);
 
 /* ---- kafka_message.c ---- */
 
-/* NULL: no memory. */
-struct job *kafka_job(struct source_kafka *k, const rd_kafka_message_t *message);
+/* The caller sets sequence. NULL: no memory. */
+struct job *kafka_job(const char *topic, const rd_kafka_message_t *message,
+                      const struct clock *clock);
 
 /* ---- source_kafka.c ---- */
 

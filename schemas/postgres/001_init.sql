@@ -415,7 +415,7 @@ GRANT SELECT ON v_results, v_failures, v_batches, v_throughput_1m, v_progress, v
 GRANT SELECT, UPDATE (redriven_at, copied_at) ON dead_letters TO tranche_redrive;
 GRANT SELECT, INSERT, DELETE ON cancellations TO tranche_redrive;
 GRANT SELECT, INSERT, UPDATE ON batches TO tranche_redrive;
-GRANT SELECT ON results, job_attempts, parked, partition_progress, lost_ranges, schema_migrations
-    TO tranche_redrive;
+GRANT SELECT, INSERT, UPDATE ON partition_progress TO tranche_redrive;
+GRANT SELECT ON results, job_attempts, parked, lost_ranges, schema_migrations TO tranche_redrive;
 
 INSERT INTO schema_migrations (version, name) VALUES (1, '001_init');

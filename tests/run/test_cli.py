@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-COMMANDS = ["run", "worker", "init", "submit", "status", "export", "tokenize", "doctor", "bench", "migrate", "version", "help"]
+COMMANDS = ["run", "worker", "init", "submit", "status", "cancel", "dlq", "seek", "audit", "prune", "export", "tokenize", "doctor", "bench", "migrate", "version", "help"]
 
 
 def text(process):

@@ -152,7 +152,7 @@ def test_status_counts_failures_dead_letters_and_attempts(desk, redis):
     desk.submit([*jobs(4), json.dumps({"id": "x", "prompt": "p", "nonsense": 1})],
                 desk.queue.rsplit("/", 1)[1])
     desk.work()
-    desk.ask("INSERT INTO job_attempts VALUES ('main', 'b', 'one', 3, '2026-01-31T12:00:00.000Z')")
+    desk.ask("INSERT INTO job_attempts (run, batch_id, custom_id, n, last_at) VALUES ('main', 'b', 'one', 3, '2026-01-31T12:00:00.000Z')")
     found = desk.json("status", "--db", desk.db)
     batch = found["batches"][-1]
     assert (batch["rows"], batch["ok"], batch["invalid"], batch["dead_letters"]) == (5, 4, 1, 1)
@@ -280,3 +280,242 @@ def test_two_runs_side_by_side(desk, on, request):
     assert lag(desk, "--group", "blue") == lag(desk) == 0
     counts = {b["run"]: b["ok"] for b in desk.json("status", "--db", desk.db, "b")["batches"]}
     assert counts == {"main": 50, "blue": 50}
+
+
+# ---- cancel ----
+
+def test_cancelled_jobs_get_rows_that_say_so(desk, redis):
+    on_redis(desk, redis)
+    desk.submit(jobs(10), "b", "--db", desk.db)
+    out = desk.call("cancel", "--db", desk.db, "--reason", "a slip", "b", "job-1", "job-2")
+    assert out == "cancelled batch=b run=main asked=2 changed=2 rows_already=0\n"
+    out = desk.call("cancel", "--db", desk.db, "b", "--ids", "-", stdin="job-2\njob-3\n")
+    assert "asked=2 changed=1" in out
+    out = desk.call("cancel", "--db", desk.db, "--undo", "b", "job-3")
+    assert out == "taken_back batch=b run=main asked=1 changed=1 rows_already=0\n"
+    assert desk.json("status", "--db", desk.db)["cancellations"] == 2
+    desk.work()
+    assert rows(desk, "status='ok'") == 8
+    assert sorted(desk.ask("SELECT custom_id FROM results WHERE status='cancelled'")) == \
+        [("job-1",), ("job-2",)]
+    assert "rows_already=1" in desk.call("cancel", "--db", desk.db, "b", "job-5")
+    assert rows(desk, "status='ok'") == 8, "a row never changes"
+
+
+def test_a_whole_batch_is_cancelled_before_it_comes(desk, redis):
+    on_redis(desk, redis)
+    desk.call("cancel", "--db", desk.db, "b")
+    assert 'knows no batch "b" of run "main" yet' in desk.err
+    desk.submit(jobs(5), "b")
+    desk.submit(jobs(5), "other")
+    desk.work()
+    assert rows(desk, "status='cancelled' AND batch_id='b'") == 5
+    assert rows(desk, "status='ok' AND batch_id='other'") == 5
+    desk.call("cancel", "--db", desk.db, code=64)
+    assert "want a batch" in desk.err
+
+
+# ---- dead letters ----
+
+def conflict(desk, n=3):
+    """n dead letters: messages whose ids belong to other payloads, sent without a batch."""
+    lines = [json.dumps({"id": f"job-{i}", "prompt": f"another {i}", "top_p": 0.3,
+                         "max_tokens": 4, "seed": 2 ** 60 + 1}) for i in range(n)]
+    desk.submit(jobs(4), "b")
+    desk.work()
+    desk.submit(lines, "c", "--batch", "b")
+    desk.work()
+    assert rows(desk) == 4
+
+
+def test_dead_letters_are_listed_and_shown(desk, redis):
+    on_redis(desk, redis)
+    conflict(desk)
+    letters = desk.json("dlq", "list", "--db", desk.db)
+    assert sorted(i["custom_id"] for i in letters) == ["job-0", "job-1", "job-2"]
+    assert {(i["reason"], i["batch_id"], i["run"], i["redriven_at"]) for i in letters} == \
+        {("id_conflict", "b", "main", None)}
+    key = next(i["source_key"] for i in letters if i["custom_id"] == "job-1")
+    one = desk.json("dlq", "list", "--db", desk.db, "--filter", "id=job-1,reason=id_conflict")
+    assert [i["source_key"] for i in one] == [key]
+    assert desk.json("dlq", "list", "--db", desk.db, "--filter", "reason=crashed") == []
+    assert len(desk.json("dlq", "list", "--db", desk.db, "--limit", "2")) == 2
+    table = desk.call("dlq", "list", "--db", desk.db)
+    assert table.count("id_conflict") == 3 and table.startswith("key ")
+    shown = desk.json("dlq", "show", key, "--db", desk.db)
+    assert json.loads(shown["payload"])["prompt"] == "another 1"
+    text = desk.call("dlq", "show", key, "--db", desk.db)
+    assert f"source_key  {key}\n" in text and '"prompt": "another 1"' in text
+
+
+def test_redrive_gives_each_letter_a_row_in_a_run_of_its_own(desk, redis):
+    on_redis(desk, redis)
+    conflict(desk)
+    dry = desk.call("dlq", "redrive", "--db", desk.db, "--dry-run", "--filter", "id=job-1")
+    assert dry.endswith("would_send=1 stay=0\n") and "as run=main~1 batch=b id=job-1" in dry
+    assert lag(desk) == 0
+    send = ("dlq", "redrive", "--db", desk.db, "--source", desk.queue)
+    assert desk.call(*send) == "sent=3 stay=0\n"
+    assert desk.call(*send) == "sent=0 stay=0\n", "a letter is sent again once"
+    desk.work()
+    assert rows(desk, "run='main'") == 4
+    assert rows(desk, "run='main~1' AND batch_id='b' AND status='ok'") == 3
+    request = desk.ask("SELECT request, seed FROM results WHERE run='main~1' AND "
+                       "custom_id='job-1'")[0]
+    assert json.loads(request[0]) == {"prompt": "another 1", "top_p": 0.3, "max_tokens": 4,
+                                      "seed": 2 ** 60 + 1}
+    state = desk.json("status", "--db", desk.db)["dead_letters"]
+    assert (state["all"], state["redriven"]) == (3, 3)
+
+
+def test_redrive_ends_after_three_times(desk, redis):
+    on_redis(desk, redis)
+    conflict(desk, 1)
+    columns = "source_key, run, batch_id, custom_id, reason, payload, sha256, attempts, " \
+              "first_seen, last_seen"
+    for run, payload in (("main~2", "payload"), ("main~3", "payload"), ("torn", "NULL")):
+        desk.ask(f"INSERT INTO dead_letters ({columns}) SELECT '{run}/x', '{run}', 'b', 'x', "
+                 f"'crashed', {payload}, sha256, 5, first_seen, last_seen FROM dead_letters "
+                 "WHERE run='main'")
+    assert desk.call("dlq", "redrive", "--db", desk.db, "--source", desk.queue) == \
+        "sent=2 stay=2\n"
+    assert "main~3/x stays: it was sent again 3 times; want at most 3" in desk.err
+    assert "torn/x stays: its payload was not kept" in desk.err
+    desk.work()
+    assert rows(desk, "run='main~3'") == 1
+
+
+def test_dlq_refuses_by_name(desk, redis):
+    on_redis(desk, redis)
+    for args, words in [(["dlq"], "want one of list, show, redrive"),
+                        (["dlq", "lst"], '"lst"'),
+                        (["dlq", "show"], "want one key"),
+                        (["dlq", "show", "nosuch"], 'no dead letter "nosuch"'),
+                        (["dlq", "redrive"], "want --source"),
+                        (["dlq", "list", "--filter", "colour=red"], '"colour=red"'),
+                        (["dlq", "list", "--filter", "state=shut"], "any, open, redriven")]:
+        desk.call(*args, "--db", desk.db, code=64)
+        assert words in desk.err
+
+
+# ---- prune ----
+
+def test_prune_removes_by_age_in_pieces(desk, redis):
+    on_redis(desk, redis)
+    conflict(desk)
+    desk.submit(jobs(20, first=100), "young")
+    desk.work()
+    old = "2020-01-31T12:00:00.000Z"
+    desk.ask(f"UPDATE results SET finished_at='{old}' WHERE batch_id='b'")
+    desk.ask(f"UPDATE dead_letters SET last_seen='{old}' WHERE custom_id<>'job-0'")
+    desk.ask("INSERT INTO job_attempts (run, batch_id, custom_id, n, last_at) VALUES "
+             f"('main', 'b', 'one', 1, '{old}'), ('main', 'b', 'two', 1, '2100-01-01T00:00:00Z')")
+    command = ("prune", "--db", desk.owner, "--older-than", "30d", "--chunk-rows", "1")
+    counts = "results=4 dead_letters=2 parked=0 attempts=1\n"
+    assert desk.call(*command, "--dry-run").endswith(counts)
+    assert rows(desk) == 24
+    assert desk.call(*command).endswith(counts)
+    assert rows(desk) == rows(desk, "batch_id='young'") == 20
+    assert desk.ask("SELECT custom_id FROM dead_letters") == [("job-0",)]
+    assert desk.ask("SELECT custom_id FROM job_attempts") == [("two",)]
+    assert desk.call(*command).endswith("results=0 dead_letters=0 parked=0 attempts=0\n")
+    out = desk.call("prune", "--db", desk.owner, "--older-than", "0s", "--tables", "results",
+                    "--batch", "nosuch")
+    assert out.endswith("results=0\n") and rows(desk) == 20
+    for args, words in [([], "want --older-than"),
+                        (["--older-than", "1d", "--tables", "batches"], '"batches"')]:
+        desk.call("prune", "--db", desk.owner, *args, code=64)
+        assert words in desk.err
+    if isinstance(desk, PostgresDesk):
+        desk.call("prune", "--db", desk.pod, "--older-than", "1d", code=65)
+        assert "permission denied" in desk.err
+
+
+# ---- seek ----
+
+def test_seek_moves_what_the_next_worker_reads(desk, broker):
+    on_kafka(desk, broker, partitions=1)
+    desk.submit(jobs(40), "b")
+    desk.work()
+    desk.submit(jobs(60, first=40), "b")
+    seek = ("seek", "--db", desk.db, "--source", desk.queue, "--to")
+    plan = desk.call(*seek, "end", "--dry-run").split("\n")
+    assert plan[1].split() == ["0", "0", "100", "40", "40", "100"] and plan[2] == \
+        "nothing was moved"
+    assert lag(desk) == 60
+    assert desk.call(*seek, "70").endswith("moved\n")
+    assert lag(desk) == 30
+    desk.work()
+    assert rows(desk) == 70 and lag(desk) == 0
+    desk.call(*seek, "earliest", "--partition", "0")
+    assert lag(desk) == 100
+    desk.work()
+    assert rows(desk) == 100 and lag(desk) == 0
+    desk.call(*seek, "2020-01-01T00:00:00Z")
+    assert lag(desk) == 100
+    desk.call(*seek, "2100-01-01T00:00:00Z")
+    assert lag(desk) == 0
+
+
+def test_seek_refuses_by_name(desk, broker, redis):
+    on_kafka(desk, broker)
+    desk.submit(jobs(30), "b")
+    seek = ("seek", "--db", desk.db, "--source", desk.queue)
+    for args, words in [([], "want --to"), (["--to", "noon"], '"noon"'),
+                        (["--to", "1000"], "found 1000"),
+                        (["--to", "end", "--partition", "3"], "want 0 to 2"),
+                        (["--to", "2026-02-30"], '"2026-02-30"')]:
+        desk.call(*seek, *args, code=64)
+        assert words in desk.err
+    worker = start(desk, "--sim-step", "100ms", "--slots", "1", "--grace", "0s")
+    try:
+        wait(lambda: rows(desk) > 0)
+        desk.call(*seek, "--to", "end", code=65)
+        assert "running workers: stop them first" in desk.err
+        assert "moved" not in desk.call(*seek, "--to", "end", "--dry-run").split("\n")
+    finally:
+        worker.terminate()  # a killed one would stay in the group for its session
+        worker.wait(60)
+    on_redis(desk, redis)
+    desk.call("seek", "--db", desk.db, "--source", desk.queue, "--to", "end", code=64)
+    assert "XGROUP SETID" in desk.err
+
+
+# ---- audit ----
+
+@pytest.mark.parametrize("on", ["redis", "kafka"])
+def test_audit_finds_and_requeues_what_a_restore_lost(desk, on, request):
+    server = request.getfixturevalue("redis" if on == "redis" else "broker")
+    (on_redis if on == "redis" else on_kafka)(desk, server)
+    desk.submit([*jobs(300), "{}".replace("}", '"id": "bad", "nonsense": 1}')], "b")
+    desk.work()
+    audit = ("audit", "--db", desk.db, "--source", desk.queue)
+    assert desk.call(*audit) == \
+        "audited messages=301 present=301 conflicts=0 missing=0 requeued=0\n"
+    desk.ask("DELETE FROM results WHERE custom_id IN ('job-7', 'job-299', 'bad')")
+    desk.submit(jobs(5, first=1000), "b")  # not acknowledged yet: nobody misses them
+    out = desk.call(*audit, code=3)
+    assert out.endswith("audited messages=301 present=298 conflicts=0 missing=3 requeued=0\n")
+    assert {line.split("id=")[1] for line in out.split("\n") if line.startswith("missing")} == \
+        {"job-7", "job-299", "bad"}
+    assert desk.call(*audit, "--limit", "1", code=3).count("batch=b") == 1
+    assert "messages=0" in desk.call(*audit, "--range", "..2020-01-01")
+    # A topic's offsets may be asked for beyond what is acknowledged.
+    assert f"missing={8 if on == 'kafka' else 3}" in desk.call(
+        *audit, "--range", "2020-01-01..2100-01-01T00:00:00Z", code=3)
+    assert lag(desk) == 5
+    assert desk.call(*audit, "--requeue").endswith("missing=3 requeued=3\n")
+    desk.work()
+    assert rows(desk) == 306 and lag(desk) == 0
+    assert "missing=0" in desk.call(*audit)
+
+
+def test_audit_refuses_by_name(desk, redis):
+    on_redis(desk, redis)
+    for args, words in [(["--range", "5"], "FROM..TO"), (["--range", "a..b"], '"a"')]:
+        desk.call("audit", "--db", desk.db, "--source", desk.queue, *args, code=64)
+        assert words in desk.err
+    desk.call("audit", "--db", desk.db, code=64)
+    assert "want --source" in desk.err
+    desk.call("audit", "--db", "absent.db", "--source", desk.queue, code=64)
+    assert not os.path.exists(desk.folder / "absent.db")

@@ -105,8 +105,9 @@ static void refusals_name_both_values(void **state)
                    "--slots", "99999999999999999999");
     expect_refused("command line: isa: want one of auto|scalar|avx2|avx512, found \"neon\"", NULL,
                    "--isa", "neon");
-    expect_refused("command line: grace: want a duration such as 250ms, 5s, 2m or 1h, found \"5\"",
-                   NULL, "--grace", "5");
+    expect_refused(
+        "command line: grace: want a duration such as 250ms, 5s, 2m, 1h or 30d, found \"5\"", NULL,
+        "--grace", "5");
     expect_refused("command line: flush-interval: want 0.01s to 3600s, found \"1ms\"", NULL,
                    "--flush-interval", "1ms");
     expect_refused("command line: strict: want true or false, found \"maybe\"", NULL,
@@ -189,6 +190,7 @@ static void units_are_exact(void **state)
     assert_int_equal(ns_of("0"), 0);
     assert_int_equal(ns_of("250ms"), 250000000);
     assert_int_equal(ns_of("1.5h"), 5400000000000);
+    assert_int_equal(ns_of("1d"), 86400000000000);
     assert_int_equal(ns_of("5"), -1);
     assert_int_equal(ns_of("5 s"), -1);
     assert_int_equal(ns_of("ms"), -1);

@@ -1,0 +1,125 @@
+/* console and dead_letters: times, spans, filters, runs of a redrive: pure functions. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "worker/console.h"
+#include "worker/dead_letters.h"
+#include "worker/sink.h"
+
+static void times_are_utc_and_strict(void **state)
+{
+    (void)state;
+    const int64_t second = 1000000000;
+    assert_int_equal(console_time_parse(STR("1970-01-01")), 0);
+    assert_int_equal(console_time_parse(STR("2000-02-29T00:00:00Z")), 951782400 * second);
+    assert_int_equal(console_time_parse(STR("2026-01-31T12:34Z")), 1769862840 * second);
+    assert_int_equal(console_time_parse(STR("2026-01-31 12:34:56.789Z")),
+                     1769862896 * second + 789000000);
+    static const char *const bad[] = {"",
+                                      "2026-01-3",
+                                      "2026-13-01",
+                                      "2026-02-29",
+                                      "1900-01-01",
+                                      "2026-01-31T12:34:56",
+                                      "2026-01-31T24:00:00Z",
+                                      "2026-01-31T12:34:56+01:00",
+                                      "2026-01-31T12:34:56Zx",
+                                      "20260131T123456Z",
+                                      "noon"};
+    for (size_t i = 0; i < TR_COUNT(bad); i++)
+        assert_int_equal(console_time_parse(str_of(bad[i])), -1);
+    for (int64_t day = 0; day < 60000; day += 13) { /* there and back */
+        char text[32];
+        wall_text(day * 86400 * second + 5 * second, text);
+        assert_int_equal(console_time_parse(str_of(text)), day * 86400 * second + 5 * second);
+    }
+}
+
+static void spans_are_for_people(void **state)
+{
+    (void)state;
+    static const struct {
+        double seconds;
+        const char *text;
+    } cases[] = {{-1, "0s"},       {0.4, "0s"},    {119, "119s"},
+                 {120, "2m"},      {7199, "120m"}, {7200, "2h00m"},
+                 {12000, "3h20m"}, {172800, "2d"}, {1e300, "11574074d"}};
+    for (size_t i = 0; i < TR_COUNT(cases); i++) {
+        char text[24];
+        console_span(text, cases[i].seconds);
+        assert_string_equal(text, cases[i].text);
+    }
+}
+
+static void filters_name_what_they_want(void **state)
+{
+    (void)state;
+    struct letter_filter f = {0};
+    struct err err = {0};
+    assert_int_equal(
+        letter_filter_parse(&f, STR("reason=crashed,batch=b=c,state=redriven,run=~,"), &err), E_OK);
+    assert_true(str_eq(f.fields[LETTER_REASON], STR("crashed")));
+    assert_true(str_eq(f.fields[LETTER_BATCH], STR("b=c")));
+    assert_true(str_eq(f.fields[LETTER_RUN], STR("~")));
+    assert_null(f.fields[LETTER_ID].ptr);
+    assert_int_equal(f.state, LETTER_REDRIVEN);
+    static const char *const bad[] = {"reason", "reason=", "=x", "size=3", "state=", "a,b"};
+    for (size_t i = 0; i < TR_COUNT(bad); i++) {
+        err = (struct err){0};
+        assert_int_equal(letter_filter_parse(&f, str_of(bad[i]), &err), E_USAGE);
+        assert_non_null(strstr(err.msg, "--filter: "));
+    }
+}
+
+static void a_letter_is_sent_again_three_times(void **state)
+{
+    (void)state;
+    struct text run = {0};
+    struct err err = {0};
+    assert_int_equal(redrive_run(STR("main"), &run, &err), E_OK);
+    assert_true(str_eq(text_view(&run), STR("main~1")));
+    assert_int_equal(redrive_run(STR("main~2"), &run, &err), E_OK);
+    assert_true(str_eq(text_view(&run), STR("main~3")));
+    assert_int_equal(redrive_run(STR("main~3"), &run, &err), E_JOB);
+    err = (struct err){0};
+    assert_int_equal(redrive_run(STR("main~9"), &run, &err), E_JOB);
+    err = (struct err){0};
+    assert_int_equal(redrive_run(STR("a~b"), &run, &err), E_OK);
+    assert_true(str_eq(text_view(&run), STR("a~b~1")));
+    text_close(&run);
+}
+
+static void a_message_keeps_its_body(void **state)
+{
+    (void)state;
+    struct text out = {0};
+    struct err err = {0};
+    assert_int_equal(
+        redrive_message(STR("{\"id\":\"x\",\"run\":\"old\",\"prompt\":\"a\\u0000\\n\",\"seed\":"
+                            "9007199254740993,\"top_p\":0.1}"),
+                        STR("main~1"), STR("b\"c"), &out, &err),
+        E_OK);
+    assert_true(str_eq(text_view(&out),
+                       STR("{\"id\":\"x\",\"run\":\"main~1\",\"prompt\":\"a\\u0000\\n\",\"seed\":"
+                           "9007199254740993,\"top_p\":0.10000000000000001,\"batch_id\":"
+                           "\"b\\\"c\"}")));
+    assert_int_equal(redrive_message(STR("[1]"), STR("r"), STR("b"), &out, &err), E_JOB);
+    err = (struct err){0};
+    assert_int_equal(redrive_message(STR("{\"a\":"), STR("r"), STR("b"), &out, &err), E_JOB);
+    text_close(&out);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(times_are_utc_and_strict),
+        cmocka_unit_test(spans_are_for_people),
+        cmocka_unit_test(filters_name_what_they_want),
+        cmocka_unit_test(a_letter_is_sent_again_three_times),
+        cmocka_unit_test(a_message_keeps_its_body),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
