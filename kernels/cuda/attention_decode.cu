@@ -16,6 +16,7 @@
  *   Lost: spans handed out by a counter (80, 91, 83, 52 %), a ring of two stages (80, 90, 82, 67
  * %). */
 #include "attention.cuh"
+#include "device.cuh"
 #include "kernels/kernels_cuda.h"
 
 enum { WARPS = 4, STAGES = 3, MERGE_THREADS = 256, MERGE_AHEAD = 16 };
@@ -470,15 +471,11 @@ __global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(struct attention_c
 template <int DH>
 static int decode_launch(const struct attention_cuda *a, int grid, int n_merges, cudaStream_t s)
 {
-    static bool ready = false;
+    static once_a_device ready;
     const int bytes = WARPS * STAGES * ring<DH>::BYTES;
-    if (!ready) {
-        cudaError_t e = cudaFuncSetAttribute(decode_kernel<DH>,
-                                             cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-        if (e != cudaSuccess)
-            return (int)e;
-        ready = true;
-    }
+    cudaError_t e = shared_memory_allow(decode_kernel<DH>, bytes, ready);
+    if (e != cudaSuccess)
+        return (int)e;
     decode_kernel<DH><<<grid, WARPS * 32, bytes, s>>>(*a);
     if (n_merges > 0)
         merge_kernel<DH><<<n_merges, MERGE_THREADS, 0, s>>>(*a);

@@ -9,6 +9,7 @@
  *
  * Ladder, TFLOP/s at 22 x 128, 5 x 512, 1,024 at 4,096 keys: SPEED.md. */
 #include "attention.cuh"
+#include "device.cuh"
 #include "kernels/kernels_cuda.h"
 #include "wgmma.cuh"
 
@@ -454,15 +455,10 @@ template <int DH> __global__ void __launch_bounds__(THREADS, 1) tile_kernel(stru
 template <int DH>
 static int tile_launch(const struct attention_cuda *a, int grid, cudaStream_t stream)
 {
-    static bool ready = false;
-    if (!ready) {
-        cudaError_t e =
-            cudaFuncSetAttribute(tile_kernel<DH>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 (int)sizeof(tile_shared<DH>));
-        if (e != cudaSuccess)
-            return (int)e;
-        ready = true;
-    }
+    static once_a_device ready;
+    cudaError_t e = shared_memory_allow(tile_kernel<DH>, (int)sizeof(tile_shared<DH>), ready);
+    if (e != cudaSuccess)
+        return (int)e;
     tile_kernel<DH><<<grid, THREADS, sizeof(tile_shared<DH>), stream>>>(*a);
     return (int)cudaGetLastError();
 }
