@@ -26,6 +26,7 @@ rd_kafka_topic_partition_list_t *kafka_list_of(const struct source_kafka *k, int
 void kafka_pause(struct source_kafka *k, int32_t partition, bool pause)
 {
     rd_kafka_topic_partition_list_t *list = kafka_list_of(k, partition, 0);
+    k->partitions[partition].halted = pause;
     if (pause)
         rd_kafka_pause_partitions(k->rk, list);
     else
@@ -87,7 +88,9 @@ static void on_assign(struct source_kafka *k, const rd_kafka_topic_partition_lis
         struct kafka_partition *p = &k->partitions[t->partition];
         struct kafka_watermark kept = p->watermark;
         int64_t sequence = p->sequence;
+        bool halted = p->halted;
         *p = (struct kafka_partition){.owned = true,
+                                      .halted = halted,
                                       .watermark = kept,
                                       .sequence = sequence,
                                       .start = -1,
@@ -251,9 +254,12 @@ static int assign_now(struct source_kafka *k, struct err *err)
     go = rd_kafka_topic_partition_list_new(list->cnt);
     for (int i = 0; i < list->cnt; i++) {
         struct kafka_partition *p = &k->partitions[list->elems[i].partition];
-        if (!p->refused)
-            rd_kafka_topic_partition_list_add(go, k->topic, list->elems[i].partition)->offset =
-                p->watermark.position;
+        if (p->refused)
+            continue;
+        if (p->halted) /* when it was given back; ahead of the fetch's start this is safe */
+            kafka_pause(k, list->elems[i].partition, false);
+        rd_kafka_topic_partition_list_add(go, k->topic, list->elems[i].partition)->offset =
+            p->watermark.position;
     }
     /* A pause right behind an assignment overtakes the fetch's start, which is then dropped as
      * outdated (2.0.2): what is new comes unpaused, and the rest joins it. */

@@ -19,6 +19,7 @@ struct kafka_partition {
     bool started;  /* the library fetches it */
     bool refused;  /* its position makes no sense: not read, see kafka_assignment.c */
     bool full;     /* paused: its window is */
+    bool halted;   /* what kafka_pause said last: the library keeps it across assignments */
     bool ended;    /* its end came behind the last message */
     int64_t start; /* as the sink has it; -1: nothing on record */
     struct kafka_watermark watermark;

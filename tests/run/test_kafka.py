@@ -221,6 +221,23 @@ def test_rebalance_mid_run(queue):
     assert "flush_late" not in queue.logs()
 
 
+def test_a_partition_that_came_back_is_read(queue):
+    """Given back while it was paused for that, and taken again: the pause must not come with it."""
+    queue.submit(jobs(10))
+    first = queue.work()
+    queue.wait_rows(10)
+    second = queue.work()
+    until = time.monotonic() + 60
+    while "partitions_revoked" not in queue.logs():
+        assert time.monotonic() < until, queue.logs()
+        time.sleep(0.1)
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(60) in (0, 143), queue.logs()
+    queue.submit(jobs(50, first=10), "more")
+    queue.wait_rows(60)
+    assert first.poll() is None
+
+
 def test_sigterm_commits_and_leaves_the_rest(queue):
     queue.submit(jobs(3000))
     worker = queue.work("--sim-step", "10ms", "--slots", "8", "--grace", "1s")
