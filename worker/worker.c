@@ -3,8 +3,8 @@
  *
  * Life of a job (job->stage): arrived -> in lookup -> waiting -> counted (its attempt is durable)
  * -> with the engine -> rendered -> committing -> acknowledged. A job that needs no engine
- * (invalid, expired, cancelled) goes from lookup to rendered; one whose row is there goes to
- * acknowledged. */
+ * (invalid, expired, cancelled) goes from lookup to rendered; one whose row is there waits for the
+ * next transaction too, because that is where the watermark passes it. */
 #include "worker/worker_impl.h"
 
 #include "engine/log.h"
@@ -78,7 +78,8 @@ static void admit(struct worker *w, struct job *job)
         job->stage = STAGE_LOOKUP;
         list_add(&w->to_look_up, job);
     } else if (memcmp(twin->sha256, job->sha256, sizeof job->sha256) == 0) {
-        job->stage = twin->stage; /* the watermark waits for both */
+        /* The watermark waits for both; what is on its way to the database holds only one. */
+        job->stage = twin->stage == STAGE_COMMITTING ? STAGE_DONE : twin->stage;
         job->same = twin->same;
         twin->same = job;
         w->summary->repeated++;
@@ -93,9 +94,7 @@ static void after_lookup(struct worker *w, struct job *job, const struct lookup 
     job->parked = l->parked;
     if (l->state == LOOKUP_SAME) {
         w->summary->present++;
-        worker_settle(w, job);
-        if (!w->progress_ns) /* it may be all that comes: the watermark must not wait for a row */
-            w->progress_ns = clock_mono_ns(w->opts.clock);
+        worker_present(w, job);
     } else if (l->state == LOOKUP_CONFLICT) {
         outstanding_leave_key(&w->out, job);
         kill_conflict(w, job);

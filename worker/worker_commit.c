@@ -14,9 +14,33 @@ static void part(struct worker *w, struct job *job, int task)
     }
 }
 
-void worker_settle(struct worker *w, struct job *job)
+void worker_present(struct worker *w, struct job *job)
 {
+    for (struct job *twin = job; twin; twin = twin->same)
+        twin->stage = STAGE_DONE;
+    list_add(&w->present, job);
+    if (!w->progress_ns) /* it may be all that comes: the watermark must not wait for a row */
+        w->progress_ns = clock_mono_ns(w->opts.clock);
+}
+
+/* The row is committed: acknowledges the job and its twins. Those that came after the transaction
+ * had been sent are not below its watermark yet. */
+static void settle(struct worker *w, struct job *job)
+{
+    struct job *late = NULL;
+    for (struct job **at = &job->same; *at;) {
+        struct job *twin = *at;
+        if (twin->stage == STAGE_COMMITTING) {
+            at = &twin->same;
+            continue;
+        }
+        *at = twin->same;
+        twin->same = late;
+        late = twin;
+    }
     part(w, job, TASK_ACK);
+    if (late)
+        worker_present(w, late);
 }
 
 void worker_release(struct worker *w, struct job *job)
@@ -80,10 +104,16 @@ static bool commit_due(const struct worker *w, int64_t now)
         return false;
     if (!rows && w->sink_state != SINK_WELL && w->flush != FLUSH_ASKED)
         return !w->gave_up && now - w->progress_ns >= w->opts.flush_ns; /* a knock at its door */
-    return w->to_commit.n >= (size_t)w->opts.flush_rows || w->flush == FLUSH_ASKED ||
+    return w->to_commit.n + w->present.n >= (size_t)w->opts.flush_rows || w->flush == FLUSH_ASKED ||
            (rows && now - w->oldest_ns >= w->opts.flush_ns) ||
            (rows && w->settle && w->with_engine == w->rendered) ||
            (w->progress_ns && now - w->progress_ns >= w->opts.flush_ns) || worker_last_rows(w);
+}
+
+static void set_committing(struct job *job)
+{
+    for (; job; job = job->same)
+        job->stage = STAGE_COMMITTING;
 }
 
 void worker_fill_commit(struct worker *w)
@@ -91,12 +121,15 @@ void worker_fill_commit(struct worker *w)
     size_t n = 0, results = 0, dead = 0;
     for (struct job *job; n < w->commit_max && (job = list_take(&w->to_commit)); n++) {
         w->committing[n] = job;
-        for (struct job *twin = job; twin; twin = twin->same)
-            twin->stage = STAGE_COMMITTING;
+        set_committing(job);
         if (job->result)
             w->results[results++] = job->result;
         if (!job->result || job->result->status == RESULT_DEAD)
             add_dead_letter(w, &w->dead[dead++], job);
+    }
+    for (struct job *job; (job = list_take(&w->present));) {
+        set_committing(job);
+        list_add(&w->passing, job);
     }
     w->n_committing = n;
     w->commit.commit = (struct commit){.results = w->results,
@@ -142,7 +175,9 @@ void worker_after_commit(struct worker *w)
     w->summary->present += w->commit.counts.already;
     for (size_t i = 0; i < w->n_committing; i++) {
         worker_tally(w, w->committing[i]);
-        worker_settle(w, w->committing[i]);
+        settle(w, w->committing[i]);
     }
     w->n_committing = 0;
+    for (struct job *job; (job = list_take(&w->passing));)
+        settle(w, job);
 }

@@ -69,6 +69,7 @@ struct worker {
     struct sink_thread *sink;
 
     struct list to_look_up, to_commit; /* rendered or dead, in order of arrival here */
+    struct list present, passing;      /* their rows were there; of these, those of `commit` */
     int64_t oldest_ns;                 /* when to_commit became non-empty (mono) */
     struct sink_call lookup, count, commit, totals;
     struct job *looked_up[LOOKUP_MAX], *counted[COUNT_MAX];
@@ -112,13 +113,13 @@ struct job *list_take(struct list *l);
 void worker_call_sink(struct worker *w, struct sink_call *c, enum sink_call_kind kind);
 void worker_loop(struct worker *w);
 
-/* The end of a job's life here: its row is committed, or was there. Acknowledges it and its twins.
- */
-void worker_settle(struct worker *w, struct job *job);
 /* Nobody waits for it here any more: back to the source without a row. */
 void worker_release(struct worker *w, struct job *job);
 /* The job's result (or its dead letter, where it has none) goes into the next transaction. */
 void worker_to_commit(struct worker *w, struct job *job);
+/* The job's row is there already: its ack waits for the transaction that stores a watermark behind
+ * it, so that no broker's position is ever ahead of the stored one. */
+void worker_present(struct worker *w, struct job *job);
 void worker_send_commit(struct worker *w); /* when it is time to */
 void worker_after_commit(struct worker *w);
 /* Takes jobs off to_commit into w->commit: the rows, not the progress. */

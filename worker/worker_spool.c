@@ -25,6 +25,8 @@ void worker_after_spool(struct worker *w)
         list_add(&w->spooled, job);
     }
     w->n_committing = 0;
+    for (struct job *job; (job = list_take(&w->passing));)
+        worker_present(w, job);
     if (!w->progress_ns) /* a spool holds none */
         w->progress_ns = clock_mono_ns(w->opts.clock);
 }
@@ -35,9 +37,7 @@ void worker_after_replay(struct worker *w)
     sink_thread_replayed(w->sink, &counts);
     w->summary->dead_letters += counts.dead_letters;
     for (struct job *job; (job = list_take(&w->spooled));)
-        worker_settle(w, job);
-    if (!w->progress_ns)
-        w->progress_ns = clock_mono_ns(w->opts.clock);
+        worker_present(w, job);
 }
 
 void worker_give_up(struct worker *w)

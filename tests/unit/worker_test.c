@@ -25,8 +25,11 @@ struct fake_source {
     const char *const *lines;
     int n, next, stall_at; /* stall_at: no more lines behind it, and no end */
     int acked, released, acked_without_row;
+    int acked_beyond; /* times that the acks reached further than the stored position */
+    bool done[1024];  /* by sequence: acknowledged */
+    int prefix;       /* all before it are */
     sqlite3 *db;
-    sqlite3_stmt *row;
+    sqlite3_stmt *row, *position;
 };
 
 static int fake_claim(struct source *source, const struct source_budget *budget, struct job **out,
@@ -68,7 +71,15 @@ static int fake_ack(struct source *source, struct job *const *jobs, size_t n, st
         f->acked_without_row += sqlite3_step(f->row) != SQLITE_ROW;
         sqlite3_reset(f->row);
         f->acked++;
+        f->done[jobs[i]->sequence] = true;
     }
+    while (f->prefix < f->n && f->done[f->prefix])
+        f->prefix++;
+    sqlite3_reset(f->position);
+    int64_t stored =
+        sqlite3_step(f->position) == SQLITE_ROW ? sqlite3_column_int64(f->position, 0) : 0;
+    sqlite3_reset(f->position);
+    f->acked_beyond += f->prefix > stored;
     return E_OK;
 }
 static int fake_release(struct source *source, struct job *const *jobs, size_t n, struct err *err)
@@ -248,6 +259,10 @@ static int run(const struct setting *set)
                                         "SELECT 1 FROM dead_letters WHERE custom_id=?1",
                                         -1, &source.row, NULL),
                      SQLITE_OK);
+    assert_int_equal(sqlite3_prepare_v2(source.db,
+                                        "SELECT coalesce(max(position), 0) FROM partition_progress",
+                                        -1, &source.position, NULL),
+                     SQLITE_OK);
     struct loaded_model model = {.rules = {.think_open_id = -1, .think_close_id = -1},
                                  .engine = {.kind = ENGINE_SIM,
                                             .slots = 8,
@@ -292,6 +307,7 @@ static int run(const struct setting *set)
     spool_close(spool);
     sink_close(sink.real);
     sqlite3_finalize(source.row);
+    sqlite3_finalize(source.position);
     sqlite3_close(source.db);
     return rc;
 }
@@ -348,10 +364,40 @@ static void expect_all_done(int n)
 {
     assert_int_equal(source.acked, n);
     assert_int_equal(source.acked_without_row, 0);
+    assert_int_equal(source.acked_beyond, 0);
     assert_false(summary.work_left);
     assert_int_equal(ask("SELECT count(*) FROM job_attempts"), 0);
     assert_int_equal(ask("SELECT position FROM partition_progress"), n);
     assert_int_equal(ask("SELECT messages FROM partition_progress"), n);
+}
+
+static void change(const char *sql)
+{
+    sqlite3 *db;
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(db);
+}
+
+/* A job whose row is there, and a second message of one that is being written: no ack of theirs
+ * overtakes the stored position either. */
+static void no_ack_overtakes_the_position(void **state)
+{
+    (void)state;
+    static const char *twice[2 * MANY];
+    for (int i = 0; i < 2 * MANY; i++)
+        twice[i] = many[i / 2];
+    struct setting set = {.lines = many, .n = MANY, .claim_rows = 100};
+    assert_int_equal(run(&set), E_OK);
+    change("UPDATE partition_progress SET position = 0, messages = 0");
+    change("DELETE FROM results WHERE custom_id LIKE '%7'");
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(MANY);
+    change("DELETE FROM partition_progress");
+    change("DELETE FROM results WHERE custom_id LIKE '%3'");
+    set = (struct setting){.lines = twice, .n = 1000, .claim_rows = 20, .flush_rows = 2};
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(1000);
 }
 
 static void every_job_gets_one_row_before_its_ack(void **state)
@@ -671,6 +717,7 @@ int main(void)
 #define WITH_FILE(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         WITH_FILE(every_job_gets_one_row_before_its_ack),
+        WITH_FILE(no_ack_overtakes_the_position),
         WITH_FILE(unknown_commit_outcome_is_sent_again),
         WITH_FILE(suspects_run_apart_and_the_convicted_not_at_all),
         WITH_FILE(a_dead_sink_leaves_the_rest_unacknowledged),
