@@ -31,6 +31,10 @@ bench: ## measure ceilings and our share of them on this machine
 	@for bench in $(BUILD)/*_bench; do [ ! -x $$bench ] || $$bench || exit 1; done
 	@$(BIN) bench --model examples/tiny-model $(BENCH)
 
+campaign: ## the whole fault campaign, in pieces if need be; its report is docs/campaign.md
+	@tools/build.sh faults tranche faultproxy
+	@$(PYTHON) tests/faults/campaign.py run $(CAMPAIGN); $(PYTHON) tests/faults/campaign.py report
+
 golden: ## remake the golden files (fetches Transformers)
 	@tools/golden.sh
 
@@ -50,4 +54,4 @@ cuda: ## build/cuda/tranche with the CUDA engine; finds or fetches a toolkit
 clean: ## remove everything that was built
 	rm -rf build
 
-.PHONY: cuda help run demo test check bench golden format lint fuzz clean
+.PHONY: cuda help run demo test check bench campaign golden format lint fuzz clean

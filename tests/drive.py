@@ -113,6 +113,18 @@ def whole():
     execute("whole binary", command, 1500, {"PYTHONDONTWRITEBYTECODE": "1"}, count_pytest)
 
 
+def count_campaign(status, text):
+    """The last line of campaign.py: "N passed, M failed"."""
+    last = re.search(r"(\d+) passed, (\d+) failed$", text.rstrip())
+    return (int(last[1]), int(last[2])) if last else (0, 1)
+
+
+def campaign():
+    """The short fault campaign: real servers, workers that die at named points."""
+    command = ["/usr/bin/python3", "tests/faults/campaign.py", "run", "--short"]
+    execute("fault campaign", command, 1200, {"PYTHONDONTWRITEBYTECODE": "1"}, count_campaign)
+
+
 def lint():
     for path in sorted(glob.glob("tests/lint/*.sh") + glob.glob("tests/lint/*.py")):
         execute("lint " + os.path.splitext(os.path.basename(path))[0], [path], 120)
@@ -164,6 +176,8 @@ def run_all():
         whole()
     if fuzzers:
         beside.join()
+    if build("faults", ["tranche", "faultproxy"]):
+        campaign()
     if build("asan"):
         units("asan")
     threaded = threaded_targets()

@@ -3,6 +3,7 @@
 #include "worker/engine_thread_impl.h"
 
 #include "engine/log.h"
+#include "worker/failpoint.h"
 #include "worker/prepare.h"
 
 enum { FINISHED_BATCH = 256 };
@@ -77,6 +78,7 @@ static bool submit(struct engine_thread *et, int64_t wait_ns)
                             .sampling = c->sampling,
                             .out = &c->out};
         struct err err = {0};
+        FAILPOINT("s6.before_submit");
         int rc = engine_submit(et->opts.engine, &r, &err);
         atomic_store(full, rc == ENGINE_FULL);
         if (rc == ENGINE_FULL)
@@ -86,6 +88,7 @@ static bool submit(struct engine_thread *et, int64_t wait_ns)
             return false;
         }
         c->in_engine = rc == ENGINE_ACCEPTED;
+        FAILPOINT("s6.after_submit");
         bool last = ++et->next_choice == job->n_choices;
         if (last)
             et->current = NULL;
@@ -132,9 +135,12 @@ static int run(struct engine_thread *et, struct finished *finished)
             return EVENT_ENGINE_FAILED;
         if (idle && hold)
             clock_sleep_ns(et->opts.clock, IDLE_WAIT_NS);
+        FAILPOINT("s6.before_step");
         int n = engine_step(et->opts.engine, finished, FINISHED_BATCH, &et->err);
         if (n < 0)
             return EVENT_ENGINE_FAILED;
+        if (n > 0)
+            FAILPOINT("s6.after_finish");
         engine_drain_note_step(et);
         take_finished(et, finished, n);
         note_stats(et);

@@ -2,6 +2,7 @@
 #include <pthread.h>
 
 #include "engine/log.h"
+#include "worker/failpoint.h"
 #include "worker/prepare.h"
 #include "worker/threads.h"
 
@@ -65,12 +66,16 @@ static void give_back(struct intake *in, struct item *items, size_t n)
         for (size_t i = 0; i < n; i++)
             if (items[i].kind == kind)
                 jobs[count++] = items[i].ptr;
+        if (count > 0)
+            FAILPOINT(kind == TASK_ACK ? "s8.before_ack" : "drain.before_release");
         struct err err = {0};
         int rc = count == 0         ? E_OK
                  : kind == TASK_ACK ? source->ops->ack(source, jobs, count, &err)
                                     : source->ops->release(source, jobs, count, &err);
         if (rc < 0) /* the rows exist: a message that comes again is found there */
             LOG(LOG_WARN, "ack_failed", LOG_I("messages", count), LOG_S("error", err.msg));
+        if (count > 0 && kind == TASK_ACK)
+            FAILPOINT("s8.after_ack");
         for (size_t i = 0; i < count; i++) {
             in->rows--;
             in->bytes -= charge_of(jobs[i]);
@@ -129,6 +134,7 @@ static void claim(struct intake *in)
     int64_t free_bytes = in->opts.bytes - in->bytes, free_rows = in->opts.rows - in->rows;
     struct source_budget budget = {TR_MIN(free_rows, free_bytes / (int64_t)JOB_OVERHEAD + 1),
                                    free_bytes / 4};
+    FAILPOINT("s2.before_claim");
     int n =
         source->ops->claim(source, &budget, jobs, SOURCE_CLAIM_MAX, PAUSE_NS, &in->drained, &err);
     if (n == E_RETRY) {
@@ -140,6 +146,8 @@ static void claim(struct intake *in)
         fail(in, &err);
         return;
     }
+    if (n > 0)
+        FAILPOINT("s2.after_claim");
     int64_t arrival = atomic_load(&in->claimed);
     for (int i = 0; i < n; i++) {
         int64_t *last = &in->last_position[jobs[i]->partition];

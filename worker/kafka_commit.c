@@ -1,6 +1,7 @@
 /* kafka_commit: what the group has acknowledged. See source_kafka.h. The offset that is committed
  * is the next one to read: past transaction markers too, so that an emptied topic has no lag. */
 #include "engine/log.h"
+#include "worker/failpoint.h"
 #include "worker/source_kafka.h"
 
 static void on_partition(struct source_kafka *k, const rd_kafka_topic_partition_t *t)
@@ -40,11 +41,13 @@ int kafka_commit(struct source_kafka *k, bool sync, struct err *err)
         p->sent = value;
     }
     if (list->cnt) {
+        FAILPOINT("kafka.before_offsets");
         rd_kafka_resp_err_t code = rd_kafka_commit(k->rk, list, !sync);
         if (code != RD_KAFKA_RESP_ERR_NO_ERROR) {
             kafka_on_commit(k->rk, code, list, k);
             rc = err_set(err, E_RETRY, "%s: commit: %s", k->source.label, rd_kafka_err2str(code));
         }
+        FAILPOINT("kafka.after_offsets");
     }
     rd_kafka_topic_partition_list_destroy(list);
     return rc;

@@ -3,6 +3,7 @@
 #include <signal.h>
 
 #include "engine/log.h"
+#include "worker/failpoint.h"
 #include "worker/prepare.h"
 
 enum { POOL_BATCH = 32 };
@@ -26,14 +27,18 @@ static void run_task(struct pool_thread *t, struct item *item)
     if (item->kind == TASK_PREPARE && queue_is_shut(o->tasks)) {
         /* Stopped: nobody will look at it. */
     } else if (item->kind == TASK_PREPARE) {
+        FAILPOINT("s3.before_prepare");
         prepare_job(job, o->prepare, &t->prepare);
+        FAILPOINT("s3.after_prepare");
     } else {
         int64_t wait_ns = 1000000;
+        FAILPOINT("s6.before_render");
         while (!result_render(job, o->result, &t->result)) {
             LOG(LOG_WARN, "memory_refused", LOG_I("sequence", job->sequence));
             clock_sleep_ns(clock_system(), wait_ns);
             wait_ns = TR_MIN(wait_ns * 2, (int64_t)1000000000);
         }
+        FAILPOINT("s6.after_render");
     }
     item->kind = o->done[item->kind];
 }

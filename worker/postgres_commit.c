@@ -3,6 +3,7 @@
 
 #include "worker/output_sum.h"
 #include "worker/postgres_sink.h"
+#include "worker/failpoint.h"
 
 const char postgres_results_layout[] = "ttttttitiiiitttttibtttttltttitdwww";
 
@@ -382,26 +383,32 @@ int postgres_commit_part(struct sink_postgres *s, struct commit_part *part,
     part->fresh_dead_letters = 0;
     part->stage = STAGE_BEGIN;
     int rc = postgres_begin(&s->pg, f);
+    FAILPOINT("s7.after_begin");
     if (rc >= 0 && part->n_rows) {
         part->stage = STAGE_RESULTS;
         rc = put_results(s, part, f);
+        FAILPOINT("s7.after_results");
     }
     if (rc >= 0 && part->n_dead_letters) {
         part->stage = STAGE_DEAD_LETTERS;
         rc = put_dead_letters(s, part, f);
+        FAILPOINT("s7.after_dead_letters");
     }
     if (rc < 0)
         return rc;
     part->stage = STAGE_REST;
     if (s->n_tallies)
         rc = put_batches(s, part->now_ns, f);
+    FAILPOINT("s7.after_batches");
     if (rc >= 0 && part->n_progress)
         rc = put_progress(s, part, f);
     if (rc >= 0 && part->n_lost_ranges)
         rc = put_lost(s, part, f);
     if (rc >= 0) {
         part->stage = STAGE_COMMIT;
+        FAILPOINT("s7.before_commit");
         rc = end(s, f);
+        FAILPOINT("s7.after_commit");
     }
     return rc;
 }

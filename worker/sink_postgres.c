@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "engine/log.h"
+#include "worker/failpoint.h"
 #include "worker/output_sum.h"
 #include "worker/postgres_sink.h"
 
@@ -124,6 +125,7 @@ int postgres_transact(struct sink_postgres *s, const char *what, const char *sql
         int rc = postgres_begin(&s->pg, &f);
         if (rc >= 0)
             rc = postgres_query(&s->pg, sql, &s->arrays, binary, out, &f);
+        FAILPOINT("sink.before_commit");
         if (rc >= 0 && (rc = postgres_query(&s->pg, "COMMIT", NULL, false, &done, &f)) < 0) {
             PQclear(*out);
             *out = NULL;

@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include "engine/log.h"
+#include "worker/failpoint.h"
 #include "worker/threads.h"
 
 enum { WAITING_MAX = 16 };
@@ -31,6 +32,9 @@ struct sink_thread {
 static int call_once(struct sink *sink, struct sink_call *c)
 {
     c->err = (struct err){0};
+    int rc = FAILPOINT_ERROR("sink.call", &c->err);
+    if (rc < 0)
+        return rc;
     switch (c->kind) {
     case SINK_LOOKUP:
         return sink->ops->lookup(sink, c->lookups, c->n, &c->err);

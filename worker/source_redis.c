@@ -14,6 +14,7 @@
 #include <stdio.h>
 
 #include "engine/log.h"
+#include "worker/failpoint.h"
 #include "worker/redis_job.h"
 #include "worker/redis_keep.h"
 
@@ -295,7 +296,9 @@ static int chores(struct source_redis *r, struct err *err)
     int rc = redis_keep_pay(&r->leases, &r->stream.group, err);
     if (rc >= 0 && now >= r->renew_ns) {
         r->renew_ns = now + s->lease_ns / RENEWALS;
+        FAILPOINT("redis.before_renew");
         rc = redis_keep_renew(&r->leases, &r->stream.group, err);
+        FAILPOINT("redis.after_renew");
         if (rc >= 0)
             r->renewed_ns = now_ns(r);
         else /* soon again: five more attempts fit the lease */
@@ -307,7 +310,9 @@ static int chores(struct source_redis *r, struct err *err)
     }
     if (rc >= 0 && now >= r->trim_ns && s->trim_keep_ns >= 0) {
         r->trim_ns = now + TR_MIN(TRIM_NS, TR_MAX(s->lease_ns, SECOND_NS));
+        FAILPOINT("redis.before_trim");
         rc = redis_group_trim(&r->stream.group, s->trim_keep_ns, err);
+        FAILPOINT("redis.after_trim");
         if (rc > 0)
             LOG(LOG_DEBUG, "stream_trimmed", LOG_I("entries", rc));
     }

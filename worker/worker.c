@@ -8,6 +8,7 @@
 #include "worker/worker_impl.h"
 
 #include "engine/log.h"
+#include "worker/failpoint.h"
 
 static const int64_t TICK_NS = 100000000;
 
@@ -132,6 +133,7 @@ static void send_lookups(struct worker *w)
     }
     w->lookup.lookups = w->lookups;
     w->lookup.n = n;
+    FAILPOINT("s4.before_lookup");
     worker_call_sink(w, &w->lookup, SINK_LOOKUP);
 }
 
@@ -167,11 +169,13 @@ static void send_counts(struct worker *w)
     w->count.delta = worker_count_kind(w, n);
     w->count.attempts = w->attempts;
     w->with_engine += (int64_t)n;
+    FAILPOINT("s5.before_count");
     worker_call_sink(w, &w->count, SINK_COUNT);
 }
 
 static void after_count(struct worker *w)
 {
+    FAILPOINT("s5.after_count");
     for (size_t i = 0; i < w->count.n; i++) {
         w->counted[i]->stage = STAGE_COUNTED;
         w->counted[i]->attempts = w->attempts[i];
@@ -203,6 +207,7 @@ static void on_sink(struct worker *w, struct sink_call *c)
     } else if (c->rc < 0) {
         give_up(w, c->rc, &c->err);
     } else if (c->kind == SINK_LOOKUP) {
+        FAILPOINT("s4.after_lookup");
         for (size_t i = 0; i < c->n; i++)
             after_lookup(w, w->looked_up[i], &w->lookups[i]);
     } else if (c->kind == SINK_COUNT) {

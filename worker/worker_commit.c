@@ -1,6 +1,7 @@
 /* worker_commit: the transaction and what follows it. See worker.h: the ack comes behind the
  * COMMIT, here and nowhere else. */
 #include "worker/worker_impl.h"
+#include "worker/failpoint.h"
 
 static void part(struct worker *w, struct job *job, int task)
 {
@@ -154,6 +155,7 @@ void worker_send_commit(struct worker *w)
     w->progress_ns = 0;
     if (w->flush == FLUSH_ASKED)
         w->flush = FLUSH_SENT;
+    FAILPOINT("s7.before_begin");
     worker_call_sink(w, &w->commit, SINK_COMMIT);
 }
 
@@ -171,6 +173,7 @@ void worker_tally(struct worker *w, const struct job *job)
 
 void worker_after_commit(struct worker *w)
 {
+    FAILPOINT("s7.known");
     w->summary->dead_letters += w->commit.counts.dead_letters;
     w->summary->present += w->commit.counts.already;
     for (size_t i = 0; i < w->n_committing; i++) {

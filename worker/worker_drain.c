@@ -1,5 +1,6 @@
 /* worker_drain: a stop signal, and the clock that runs from there. See worker.h, drain_budget. */
 #include "engine/log.h"
+#include "worker/failpoint.h"
 #include "worker/worker_impl.h"
 
 static const int64_t RESERVE_MAX_NS = 30000000000, EXIT_MIN_NS = 1000000000;
@@ -22,6 +23,7 @@ void worker_start_drain(struct worker *w)
     w->drain_ns = clock_mono_ns(w->opts.clock);
     w->parking.work_until_ns = w->drain_ns + budget.work_ns;
     w->parking.sink_until_ns = w->drain_ns + budget.sink_ns;
+    FAILPOINT("drain.started");
     intake_stop(w->intake);
     engine_group_drain(w->engine, w->parking.work_until_ns);
     LOG(LOG_INFO, "drain", LOG_I("outstanding", w->out.n),

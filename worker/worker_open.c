@@ -1,5 +1,6 @@
 /* worker_open: the worker's threads and queues from start to end. See worker.h. */
 #include "engine/log.h"
+#include "worker/failpoint.h"
 #include "worker/worker_impl.h"
 
 static int open_queues(struct worker *w, struct err *err)
@@ -154,7 +155,9 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
     sum_stats(opts, &summary->engine);
     summary->work_left = w->out.n > 0 || w->parking.released > 0 || w->cut_short;
     summary->seconds = (double)(clock_mono_ns(opts->clock) - w->start_ns) / 1e9;
+    FAILPOINT("drain.before_uncount");
     uncount(w);
+    FAILPOINT("drain.after_uncount");
     struct err ignored = {0};
     if (opts->sink->ops->totals(opts->sink, &summary->totals, &ignored) < 0)
         LOG(LOG_WARN, "totals_failed", LOG_S("error", ignored.msg));

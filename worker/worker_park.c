@@ -3,6 +3,7 @@
  * next, in this order. A worker that is handed a message with parked states reads them between the
  * count of the attempt and the ready queue. The drain's clock is in worker_drain.c. */
 #include "engine/log.h"
+#include "worker/failpoint.h"
 #include "worker/worker_impl.h"
 
 static const size_t PARK_BYTES_MAX = 4 << 20; /* of one transaction; one job may pass it */
@@ -110,6 +111,7 @@ static void next_batch(struct worker *w)
 static void send_back(struct worker *w)
 {
     struct parking *p = &w->parking;
+    FAILPOINT("drain.before_back");
     p->back.keys = p->keys;
     p->back.n = p->n_jobs;
     p->back.delta = COUNT_BACK;
@@ -138,6 +140,7 @@ static void after_park(struct worker *w, const struct sink_call *c)
 {
     struct parking *p = &w->parking;
     int64_t tokens = 0;
+    FAILPOINT("drain.after_park");
     for (size_t i = 0; i < p->n_states; i++)
         tokens += p->states[i].n;
     if (c->rc < 0) {

@@ -2,6 +2,7 @@
  * that its rows end; one that is taken away is committed as far as it is finished, and its jobs go
  * on as orphans: what the engine has begun is finished and written, the rest is released. */
 #include "engine/log.h"
+#include "worker/failpoint.h"
 #include "worker/worker_impl.h"
 
 struct progress worker_progress_of(const struct worker *w, int32_t partition)
@@ -63,11 +64,13 @@ void worker_partition_starts(struct worker *w)
         return;
     w->start.progress = w->starts;
     w->start.n = w->n_starts;
+    FAILPOINT("kafka.before_start");
     worker_call_sink(w, &w->start, SINK_PROGRESS);
 }
 
 void worker_partition_after_starts(struct worker *w)
 {
+    FAILPOINT("kafka.after_start");
     for (size_t i = 0; i < w->n_starts; i++) {
         struct item item = {TASK_START, mem_alloc(1, sizeof(struct start))};
         if (!item.ptr) {
@@ -93,6 +96,7 @@ void worker_partition_flush(struct worker *w)
             outstanding_disown(&w->out, p);
             w->out.partitions[p].wants_start = wants;
         }
+    FAILPOINT("kafka.flushed");
     w->flush = FLUSH_NONE;
     queue_push(w->returns, &item, 1);
 }
