@@ -203,6 +203,7 @@ static void send_unparks(struct worker *w)
     p->unpark.n = n;
     p->unpark.take = take_state;
     p->unpark.take_ctx = w;
+    FAILPOINT("s5.before_unpark");
     worker_call_sink(w, &p->unpark, SINK_UNPARK);
 }
 
@@ -276,6 +277,7 @@ void worker_park_step(struct worker *w)
     }
     p->park.parked = p->states;
     p->park.n = p->n_states;
+    FAILPOINT("drain.before_park");
     worker_call_sink(w, &p->park, SINK_PARK);
 }
 
