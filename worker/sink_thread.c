@@ -57,7 +57,7 @@ static int call_once(struct sink *sink, struct sink_call *c)
 
 static void tell(struct sink_thread *st, enum event kind, void *ptr)
 {
-    struct item item = {kind, ptr};
+    struct item item = {(int)kind, ptr};
     queue_push(st->events, &item, 1);
 }
 
