@@ -349,7 +349,7 @@ static int run_session(struct session *s, struct err *err)
     LOG(LOG_INFO, "run_started", LOG_S("input", s->source->label), LOG_S("db", o->db),
         LOG_STR("batch", s->prepare.defaults.batch_id), LOG_S("run", o->run),
         LOG_S("config_revision", s->revision), LOG_S("fingerprint", s->result.fingerprint));
-    stop_catch(drain_budget_of(o->grace_ns).exit_ns);
+    stop_begin(drain_budget_of(o->grace_ns).exit_ns);
     int rc = worker_run(&w, &summary, err);
     int code = verdict(s, &summary, rc, err);
     if (shown)
@@ -366,10 +366,10 @@ int run_main(const struct run_opts *o)
 {
     struct session s = {.opts = *o};
     struct err err = {0};
+    stop_catch();
     fill_defaults(&s);
     int code = session_open(&s, &err);
-    bool caught = code == EXIT_WELL;
-    if (caught)
+    if (code == EXIT_WELL)
         code = run_session(&s, &err);
     if (err.code)
         fprintf(stderr, "tranche %s: %s\n", o->command, err.msg);
@@ -377,8 +377,7 @@ int run_main(const struct run_opts *o)
     if (s.source)
         snprintf(batch, sizeof batch, "%s", o->batch ? o->batch : s.source->stem);
     session_close(&s);
-    if (caught)
-        stop_release();
+    stop_release();
     /* Behind the close: the sink has then written all of it to the file. */
     if (o->show > 0 && !err.code)
         show_rows(o, s.opts.run, o->batch ? o->batch : batch, stdout);

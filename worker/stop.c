@@ -7,7 +7,7 @@
 
 static const int64_t SAME_NS = 100000000;
 
-static volatile sig_atomic_t count, first_number;
+static volatile sig_atomic_t working, count, first_number;
 static int64_t last_ns; /* the handler's */
 static struct itimerspec allowance;
 static timer_t timer;
@@ -27,6 +27,8 @@ static void on_alarm(int number)
 static void on_signal(int number)
 {
     struct timespec ts;
+    if (!working)
+        _exit(128 + number);
     clock_gettime(CLOCK_MONOTONIC, &ts);
     int64_t now = (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
     if (count == 0) {
@@ -42,19 +44,24 @@ static void on_signal(int number)
     count = count + 1;
 }
 
-void stop_catch(int64_t exit_ns)
+void stop_catch(void)
 {
     struct sigaction action = {.sa_handler = on_signal}, alarm_action = {.sa_handler = on_alarm};
     struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM};
     sigaddset(&action.sa_mask, SIGINT);
     sigaddset(&action.sa_mask, SIGTERM);
-    count = first_number = 0;
-    allowance = (struct itimerspec){
-        .it_value = {(time_t)(exit_ns / 1000000000), (long)(exit_ns % 1000000000)}};
+    working = count = first_number = 0;
     sigaction(SIGALRM, &alarm_action, &old_alarm);
     has_timer = timer_create(CLOCK_MONOTONIC, &event, &timer) == 0;
     sigaction(SIGINT, &action, &old_int);
     sigaction(SIGTERM, &action, &old_term);
+}
+
+void stop_begin(int64_t exit_ns)
+{
+    allowance = (struct itimerspec){
+        .it_value = {(time_t)(exit_ns / 1000000000), (long)(exit_ns % 1000000000)}};
+    working = 1;
 }
 
 void stop_release(void)

@@ -8,9 +8,11 @@
 #include <signal.h>
 #include <stdint.h>
 
-/* Takes SIGINT and SIGTERM over. exit_ns: after that time from the first one the process ends with
- * 128 + its number. One at a time in a process. */
-void stop_catch(int64_t exit_ns);
+/* Takes SIGINT and SIGTERM over: while the process opens what it needs, either ends it with 128 +
+ * its number. One at a time in a process. */
+void stop_catch(void);
+/* It works from here on, and signals are counted. exit_ns: from the first one to the end. */
+void stop_begin(int64_t exit_ns);
 void stop_release(void); /* as it was before; the clock is stopped */
 /* How many signals have come: for worker_opts.stop_signal. */
 const volatile sig_atomic_t *stop_count(void);

@@ -3,7 +3,7 @@
 #include "worker/failpoint.h"
 #include "worker/worker_impl.h"
 
-static const int64_t RESERVE_MAX_NS = 30000000000, EXIT_MIN_NS = 1000000000;
+static const int64_t RESERVE_MAX_NS = 30000000000, EXIT_MIN_NS = 5000000000;
 
 struct drain_budget drain_budget_of(int64_t grace_ns)
 {

@@ -191,7 +191,7 @@ def test_stop_finishes_what_runs_and_the_rest_later(binary, tmp_path, number, co
 def test_second_signal_leaves_at_once(binary, tmp_path):
     (tmp_path / "jobs.jsonl").write_text(lines(50, max_tokens=4000, ignore_eos=True))
     process = subprocess.Popen([binary, "run", "--engine", "sim", "--sim-step", "50ms", "--db",
-                                "out.db", "--grace", "60s", "jobs.jsonl"], cwd=tmp_path,
+                                "out.db", "--grace", "1h", "jobs.jsonl"], cwd=tmp_path,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
@@ -201,6 +201,7 @@ def test_second_signal_leaves_at_once(binary, tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 130
     assert time.monotonic() - start < 2
+    assert rows(tmp_path / "out.db", "SELECT count(*) FROM parked")[0][0] == 50
 
 
 def test_grace_is_an_end(binary, tmp_path):

@@ -505,7 +505,7 @@ static void the_grace_is_split(void **state)
     b = drain_budget_of(0);
     assert_int_equal(b.work_ns, 0);
     assert_int_equal(b.sink_ns, 0);
-    assert_int_equal(b.exit_ns, s);
+    assert_int_equal(b.exit_ns, 5 * s);
 }
 
 static void a_released_job_holds_the_watermark(void **state)
