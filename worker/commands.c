@@ -130,19 +130,12 @@ int command_submit(const struct config *config)
 
 int command_export(const struct config *config)
 {
-    struct export_opts o = {.db = config_text(config, "db"),
-                            .batch = config_text(config, "batch"),
+    struct export_opts o = {.batch = config_text(config, "batch"),
                             .run = config_text(config, "run"),
                             .output = config_text(config, "output"),
                             .errors = config_text(config, "errors")};
     command_log_setup(config);
-    if (postgres_is_url(o.db)) {
-        struct err err = {0};
-        err_set(&err, E_USAGE,
-                "--db: want a SQLite file, found a postgres:// URL; export reads no "
-                "other database yet");
-        return command_failed(config, &err);
-    }
+    postgres_opts_from_config(&o.db, config);
     return export_main(&o);
 }
 

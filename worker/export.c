@@ -4,11 +4,11 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <sqlite3.h>
 #include <stdio.h>
 #include <unistd.h>
 
 #include "worker/config.h"
+#include "worker/query.h"
 #include "worker/sink.h"
 #include "worker/text.h"
 
@@ -20,8 +20,7 @@ struct output {
     int64_t lines;
 };
 struct exporter {
-    sqlite3 *db;
-    sqlite3_stmt *order, *row, *dead;
+    struct query *q;
     const struct export_opts *opts;
     struct str run, batch;
     char batch_name[600];
@@ -44,29 +43,36 @@ enum column {
     COL_CACHED_TOKENS,
     COL_CREATED
 };
-static const char order_sql[] =
-    "SELECT kind, id FROM (SELECT 0 AS kind, rowid AS id, source, custom_id FROM results "
-    "WHERE run=?1 AND batch_id=?2 UNION ALL SELECT 1, rowid, source, custom_id FROM dead_letters "
-    "WHERE run=?1 AND batch_id=?2) ORDER BY json_extract(source, '$.topic'), "
-    "json_extract(source, '$.partition'), coalesce(json_extract(source, '$.line'), "
-    "json_extract(source, '$.position')), custom_id, id";
-static const char row_sql[] =
+/* Input order: file line, else a broker's partition and offset, else a stream's id, whose two
+ * halves are numbers. The sorter of SQLite sees keys alone, and the rows are looked up behind it: a
+ * batch is larger than memory. */
+static const char sqlite_sql[] =
+    "SELECT k.custom_id, coalesce(r.status, 'invalid'), r.choices, r.logprobs, "
+    "coalesce(r.error_code, d.reason), coalesce(r.error_detail, d.detail), r.model, r.fingerprint, "
+    "r.prompt_tokens, r.completion_tokens, r.reasoning_tokens, r.cached_tokens, strftime('%s', "
+    "r.finished_at) FROM (SELECT * FROM (SELECT 0 AS kind, rowid AS id, source AS j, custom_id "
+    "FROM results WHERE run=$1 AND batch_id=$2 UNION ALL SELECT 1, rowid, source, custom_id FROM "
+    "dead_letters WHERE run=$1 AND batch_id=$2) ORDER BY j->>'$.topic', j->>'$.partition', "
+    "coalesce(j->>'$.line', j->>'$.offset', j->>'$.position'), CAST(j->>'$.id' AS integer), "
+    "CAST(substr(j->>'$.id', instr(j->>'$.id', '-') + 1) AS integer), custom_id, kind LIMIT -1) k "
+    "LEFT JOIN results r ON k.kind=0 AND r.rowid=k.id "
+    "LEFT JOIN dead_letters d ON k.kind=1 AND d.rowid=k.id";
+static const char postgres_sql[] =
     "SELECT custom_id, status, choices, logprobs, error_code, error_detail, model, fingerprint, "
-    "prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, strftime('%s', "
-    "finished_at) FROM results WHERE rowid=?1";
-static const char dead_sql[] =
-    "SELECT custom_id, 'invalid', NULL, NULL, reason, detail, NULL, NULL, 0, 0, 0, 0, 0 FROM "
-    "dead_letters WHERE rowid=?1";
+    "prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, "
+    "floor(extract(epoch FROM finished_at))::bigint FROM (SELECT 0 AS kind, custom_id, status, "
+    "choices, logprobs, error_code, error_detail, model, fingerprint, prompt_tokens, "
+    "completion_tokens, reasoning_tokens, cached_tokens, finished_at, source::json AS j FROM "
+    "results WHERE run=$1 AND batch_id=$2 UNION ALL SELECT 1, custom_id, 'invalid', NULL, NULL, "
+    "reason, detail, NULL, NULL, 0, 0, 0, 0, NULL, source::json FROM dead_letters WHERE run=$1 AND "
+    "batch_id=$2) x ORDER BY (j->>'topic') COLLATE \"C\" NULLS FIRST, (j->>'partition')::bigint "
+    "NULLS FIRST, coalesce((j->>'line')::bigint, (j->>'offset')::bigint, (j->>'position')::bigint) "
+    "NULLS FIRST, split_part(j->>'id', '-', 1)::numeric NULLS FIRST, split_part(j->>'id', '-', "
+    "2)::numeric NULLS FIRST, custom_id NULLS FIRST, kind";
 
-static struct str column(sqlite3_stmt *st, enum column at)
+static struct str column(const struct query *q, enum column at)
 {
-    const char *text = (const char *)sqlite3_column_text(st, (int)at);
-    return (struct str){text, text ? (size_t)sqlite3_column_bytes(st, (int)at) : 0};
-}
-
-static int db_error(const struct exporter *x, struct err *err)
-{
-    return err_set(err, E_FATAL, "%s: %s", x->opts->db, sqlite3_errmsg(x->db));
+    return query_text(q, (int)at);
 }
 
 static int output_open(struct output *o, const char *path, struct err *err)
@@ -161,28 +167,28 @@ static void add_choices(struct text *t, struct str choices, struct str logprobs)
     text_add(t, choices);
 }
 
-static void add_body(struct text *t, sqlite3_stmt *st, const char *id)
+static void add_body(struct text *t, const struct query *q, const char *id)
 {
     static const char chat_head[] = "[{\"index\":0,\"message\":";
-    struct str choices = column(st, COL_CHOICES), model = column(st, COL_MODEL);
+    struct str choices = column(q, COL_CHOICES), model = column(q, COL_MODEL);
     bool chat = choices.len >= sizeof chat_head - 1 &&
                 memcmp(choices.ptr, chat_head, sizeof chat_head - 1) == 0;
-    int64_t in = sqlite3_column_int64(st, COL_PROMPT_TOKENS);
-    int64_t out = sqlite3_column_int64(st, COL_COMPLETION_TOKENS);
+    int64_t in = query_int(q, COL_PROMPT_TOKENS);
+    int64_t out = query_int(q, COL_COMPLETION_TOKENS);
     text_f(t, "{\"id\":\"%s-%s\",\"object\":\"%s\",\"created\":%lld,\"model\":",
            chat ? "chatcmpl" : "cmpl", id, chat ? "chat.completion" : "text_completion",
-           (long long)sqlite3_column_int64(st, COL_CREATED));
+           (long long)query_int(q, COL_CREATED));
     text_json_str(t, model);
     text_add(t, STR(",\"choices\":"));
-    add_choices(t, choices, column(st, COL_LOGPROBS));
+    add_choices(t, choices, column(q, COL_LOGPROBS));
     text_f(t,
            ",\"usage\":{\"prompt_tokens\":%lld,\"completion_tokens\":%lld,\"total_tokens\":%lld,"
            "\"prompt_tokens_details\":{\"cached_tokens\":%lld},"
            "\"completion_tokens_details\":{\"reasoning_tokens\":%lld}},\"system_fingerprint\":",
            (long long)in, (long long)out, (long long)(in + out),
-           (long long)sqlite3_column_int64(st, COL_CACHED_TOKENS),
-           (long long)sqlite3_column_int64(st, COL_REASONING_TOKENS));
-    text_json_str(t, column(st, COL_FINGERPRINT));
+           (long long)query_int(q, COL_CACHED_TOKENS),
+           (long long)query_int(q, COL_REASONING_TOKENS));
+    text_json_str(t, column(q, COL_FINGERPRINT));
     text_char(t, '}');
 }
 
@@ -200,9 +206,9 @@ static struct str param_of(struct str detail)
     return field ? (struct str){detail.ptr, n} : (struct str){NULL, 0};
 }
 
-static void add_error(struct text *t, sqlite3_stmt *st, const char *id)
+static void add_error(struct text *t, const struct query *q, const char *id)
 {
-    struct str status = column(st, COL_STATUS), detail = column(st, COL_ERROR_DETAIL);
+    struct str status = column(q, COL_STATUS), detail = column(q, COL_ERROR_DETAIL);
     bool expired = str_eq(status, STR("expired")), cancelled = str_eq(status, STR("cancelled"));
     if (expired || cancelled) {
         text_f(t, "null,\"error\":{\"code\":\"batch_%s\",\"message\":",
@@ -222,26 +228,27 @@ static void add_error(struct text *t, sqlite3_stmt *st, const char *id)
     else
         text_add(t, STR("null"));
     text_add(t, STR(",\"code\":"));
-    text_json_str(t, column(st, COL_ERROR_CODE));
+    text_json_str(t, column(q, COL_ERROR_CODE));
     text_add(t, STR("}}},\"error\":null"));
 }
 
-static int put_row(struct exporter *x, sqlite3_stmt *st, struct err *err)
+static int put_row(struct exporter *x, struct err *err)
 {
     char id[65];
     struct text *t = &x->line;
-    bool ok = str_eq(column(st, COL_STATUS), STR("ok"));
-    row_id(x, column(st, COL_CUSTOM_ID), id);
+    struct str custom_id = column(x->q, COL_CUSTOM_ID);
+    bool ok = str_eq(column(x->q, COL_STATUS), STR("ok"));
+    row_id(x, custom_id, id);
     text_reset(t);
     text_f(t, "{\"id\":\"batch_req_%s\",\"custom_id\":", id);
-    text_json_str(t, column(st, COL_CUSTOM_ID));
+    text_json_str(t, custom_id);
     text_add(t, STR(",\"response\":"));
     if (ok) {
         text_f(t, "{\"status_code\":200,\"request_id\":\"req_%s\",\"body\":", id);
-        add_body(t, st, id);
+        add_body(t, x->q, id);
         text_add(t, STR("},\"error\":null"));
     } else {
-        add_error(t, st, id);
+        add_error(t, x->q, id);
     }
     text_add(t, STR("}\n"));
     struct output *o = ok ? &x->ok : &x->errors;
@@ -255,67 +262,42 @@ static int put_row(struct exporter *x, sqlite3_stmt *st, struct err *err)
 
 static int put_all(struct exporter *x, struct err *err)
 {
-    int step, rc = E_OK;
-    sqlite3_bind_text(x->order, 1, x->run.ptr, (int)x->run.len, SQLITE_STATIC);
-    sqlite3_bind_text(x->order, 2, x->batch.ptr, (int)x->batch.len, SQLITE_STATIC);
-    while (rc == E_OK && (step = sqlite3_step(x->order)) == SQLITE_ROW) {
-        sqlite3_stmt *st = sqlite3_column_int(x->order, 0) ? x->dead : x->row;
-        sqlite3_reset(st);
-        sqlite3_bind_int64(st, 1, sqlite3_column_int64(x->order, 1));
-        rc = sqlite3_step(st) == SQLITE_ROW ? put_row(x, st, err) : db_error(x, err);
-    }
-    return rc == E_OK && step != SQLITE_DONE ? db_error(x, err) : rc;
+    struct str parameters[] = {x->run, x->batch};
+    const char *sql = query_is_postgres(x->q) ? postgres_sql : sqlite_sql;
+    int more, rc = query_stream(x->q, sql, parameters, 2, err);
+    while (rc >= 0 && (more = query_next(x->q, err)) != 0)
+        rc = more < 0 ? more : put_row(x, err);
+    return rc;
 }
 
 /* The batch to export: the one named, which must exist, or the only one of the run. */
 static int choose_batch(struct exporter *x, struct err *err)
 {
-    sqlite3_stmt *st = NULL;
     struct text names = {0};
     int64_t n = 0;
     bool named = false;
-    if (sqlite3_prepare_v2(x->db, "SELECT batch_id FROM batches WHERE run=?1 ORDER BY 1", -1, &st,
-                           NULL) != SQLITE_OK)
-        return db_error(x, err);
-    sqlite3_bind_text(st, 1, x->run.ptr, (int)x->run.len, SQLITE_STATIC);
-    while (sqlite3_step(st) == SQLITE_ROW) {
-        struct str name = column(st, 0);
+    const char *db = x->opts->db.url;
+    int more, rc = query_stream(x->q, "SELECT batch_id FROM batches WHERE run=$1 ORDER BY 1",
+                                &x->run, 1, err);
+    while (rc >= 0 && (more = query_next(x->q, err)) > 0) {
+        struct str name = query_text(x->q, 0);
         named = named || (x->opts->batch && str_eq(name, str_of(x->opts->batch)));
         if (n++ < 8)
             text_f(&names, "%s" STR_FMT, n > 1 ? ", " : "", STR_ARG(name));
         snprintf(x->batch_name, sizeof x->batch_name, STR_FMT, STR_ARG(name));
     }
-    sqlite3_finalize(st);
-    int rc = E_OK;
-    if (n == 0)
-        rc = err_set(err, E_USAGE, "%s: run " STR_FMT " has no rows", x->opts->db, STR_ARG(x->run));
-    else if (x->opts->batch && !named)
+    rc = rc >= 0 ? TR_MIN(more, E_OK) : rc;
+    if (rc >= 0 && n == 0)
+        rc = err_set(err, E_USAGE, "%s: run " STR_FMT " has no rows", db, STR_ARG(x->run));
+    else if (rc >= 0 && x->opts->batch && !named)
         rc = err_set(err, E_USAGE, "--batch: want one of this run (" STR_FMT "), got %s",
                      STR_ARG(text_view(&names)), x->opts->batch);
-    else if (!x->opts->batch && n > 1)
+    else if (rc >= 0 && !x->opts->batch && n > 1)
         rc = err_set(err, E_USAGE, "--batch: want one of this run's %lld: " STR_FMT "%s",
                      (long long)n, STR_ARG(text_view(&names)), n > 8 ? ", ..." : "");
     x->batch = str_of(x->opts->batch ? x->opts->batch : x->batch_name);
     text_close(&names);
     return rc;
-}
-
-static int open_db(struct exporter *x, int *code, struct err *err)
-{
-    const char *path = x->opts->db;
-    *code = EXIT_UNREACHABLE;
-    if (!path || access(path, R_OK) != 0)
-        return err_errno(err, E_USAGE, "%s: cannot read", path ? path : "--db");
-    if (sqlite3_open_v2(path, &x->db, SQLITE_OPEN_READONLY, NULL) != SQLITE_OK)
-        return db_error(x, err);
-    sqlite3_busy_timeout(x->db, 10000);
-    *code = EXIT_MODEL;
-    if (sqlite3_prepare_v2(x->db, order_sql, -1, &x->order, NULL) != SQLITE_OK ||
-        sqlite3_prepare_v2(x->db, row_sql, -1, &x->row, NULL) != SQLITE_OK ||
-        sqlite3_prepare_v2(x->db, dead_sql, -1, &x->dead, NULL) != SQLITE_OK)
-        return db_error(x, err);
-    *code = EXIT_USAGE;
-    return choose_batch(x, err);
 }
 
 static int write_files(struct exporter *x, struct err *err)
@@ -348,17 +330,21 @@ int export_main(const struct export_opts *o)
 {
     struct exporter x = {.opts = o, .run = str_of(o->run && *o->run ? o->run : "main")};
     struct err err = {0};
-    int code = EXIT_WELL, rc = open_db(&x, &code, &err);
-    if (rc == E_OK) {
+    int code = EXIT_WELL, rc = query_open(&x.q, &o->db, QUERY_READ, &err);
+    if (rc >= 0)
+        rc = choose_batch(&x, &err);
+    if (rc < 0) {
+        code = rc == E_USAGE ? EXIT_USAGE : rc == E_RETRY ? EXIT_UNREACHABLE : EXIT_MODEL;
+    } else {
         rc = write_files(&x, &err);
-        code = rc == E_OK ? EXIT_WELL : rc == E_USAGE ? EXIT_USAGE : EXIT_ENGINE;
+        code = rc == E_OK      ? EXIT_WELL
+               : rc == E_USAGE ? EXIT_USAGE
+               : rc == E_RETRY ? EXIT_UNREACHABLE
+                               : EXIT_ENGINE;
     }
     if (rc < 0)
         fprintf(stderr, "tranche export: %s\n", err.msg);
-    sqlite3_finalize(x.order);
-    sqlite3_finalize(x.row);
-    sqlite3_finalize(x.dead);
-    sqlite3_close(x.db);
+    query_close(x.q);
     text_close(&x.line);
     return code;
 }

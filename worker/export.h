@@ -2,10 +2,10 @@
 #ifndef TRANCHE_WORKER_EXPORT_H
 #define TRANCHE_WORKER_EXPORT_H
 
-#include "engine/base.h"
+#include "worker/postgres_connection.h"
 
 struct export_opts {
-    const char *db;
+    struct postgres_opts db; /* url: a SQLite file, or postgres:// */
     const char *batch;  /* NULL: the database's only batch; several: an error that lists them */
     const char *run;    /* NULL: "main" */
     const char *output; /* lines of status ok; "-": stdout */

@@ -136,8 +136,9 @@ const struct option option_table[] = {
      "consumer group: workers of one group share the messages"},
     {"broker-config", QUEUE | BROKER, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Queue",
      "file of `name = value` lines for the broker's client: TLS, SASL; NAME.file reads a secret"},
-    {"allow-insecure", RUN | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_FLAG, "false", 0, 0, NULL,
-     NULL, "Queue", "let jobs and rows travel unverified or in plain text to another machine"},
+    {"allow-insecure", RUN | EXPORT | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_FLAG, "false", 0,
+     0, NULL, NULL, "Queue",
+     "let jobs and rows travel unverified or in plain text to another machine"},
     {"partition", WORKER | SEEK | AUDIT, OPTION_INT, "-1", -1, 255, NULL, "N", "Queue",
      "only this partition (Kafka); a worker reads it up to the end that it has at start and leaves "
      "with 0; -1: what the group assigns, or all"},
@@ -149,8 +150,8 @@ const struct option option_table[] = {
      "replicas of a new topic; -1: the broker's default"},
     {"from-end", INIT, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Queue",
      "a new group starts at the end of the topic, not at its first message"},
-    {"connect-timeout", RUN | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_DURATION, "60s", 0, 86400,
-     NULL, "TIME", "Queue",
+    {"connect-timeout", RUN | EXPORT | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_DURATION, "60s",
+     0, 86400, NULL, "TIME", "Queue",
      "how long the start waits for a broker or database that does not answer"},
 
     {"engine", WORK | DOCTOR, OPTION_CHOICE, "model", 0, 0, "model|sim", "NAME", "Engine",
@@ -180,8 +181,8 @@ const struct option option_table[] = {
     {"db", WORK | SUBMIT | EXPORT | DOCTOR | MIGRATE | CONSOLE, OPTION_TEXT, "tranche.db", 0, 0,
      NULL, "FILE|URL", "Rows",
      "SQLite file, made where it does not exist; or postgres://user@host/database"},
-    {"db-password-file", WORK | SUBMIT | DOCTOR | MIGRATE | CONSOLE, OPTION_TEXT, NULL, 0, 0, NULL,
-     "FILE", "Rows", "file with the password for --db; read again at each connect"},
+    {"db-password-file", WORK | SUBMIT | EXPORT | DOCTOR | MIGRATE | CONSOLE, OPTION_TEXT, NULL, 0,
+     0, NULL, "FILE", "Rows", "file with the password for --db; read again at each connect"},
     {"run", WORK | SUBMIT | EXPORT | CONSOLE, OPTION_TEXT, "main", 0, 0, NULL, "NAME", "Rows",
      "name of the run: another model or parameter set runs beside it under its own name (status, "
      "dlq, prune: every run unless named)"},

@@ -11,7 +11,7 @@ enum query_access { QUERY_READ, QUERY_WRITE };
 
 struct query;
 /* opts->url: a postgres:// URL, tried for opts->connect_ns; or a SQLite file, which must be there.
- * Checks the schema's version. E_USAGE: no such file, no such URL; E_RETRY: no answer in time;
+ * Checks the schema's version. E_USAGE: no such URL; E_RETRY: no such file, no answer in time;
  * E_FATAL naming the database: rights, schema. */
 int query_open(struct query **out, const struct postgres_opts *opts, enum query_access access,
                struct err *err) TR_MUSTCHECK;

@@ -152,7 +152,7 @@ int query_sqlite_open(struct query **out, const char *path, enum query_access mo
     q->path = path;
     int rc = E_OK, flags = mode == QUERY_READ ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE;
     if (access(path, R_OK) != 0)
-        rc = err_errno(err, E_USAGE, "%s: cannot read", path);
+        rc = err_errno(err, E_RETRY, "%s: cannot read", path);
     else if (sqlite3_open_v2(path, &q->db, flags, NULL) != SQLITE_OK)
         rc = failed(q, err);
     if (rc >= 0) {

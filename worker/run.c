@@ -185,8 +185,6 @@ static int open_sink(struct session *s, struct err *err)
         struct sqlite_opts sqlite = {.path = o->db, .full_sync = o->source.url != NULL};
         return open_sqlite(s, &sqlite, o->source.url ? o->source.connect_timeout_ns : 0, err);
     }
-    if (o->show > 0)
-        return err_set(err, E_USAGE, "--show reads a SQLite file; look into the views with psql");
     struct postgres_opts postgres = o->postgres;
     postgres.url = o->db;
     postgres.clock = clock_system();

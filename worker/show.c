@@ -2,90 +2,122 @@
 #include "worker/show.h"
 
 #include <errno.h>
-#include <sqlite3.h>
 
 #include "worker/console.h"
 
-static sqlite3_stmt *query(sqlite3 *db, const char *sql, const char *run, const char *batch)
+enum { CELL_BYTES = 1024 };
+
+/* Starts a statement about the batch; false: it cannot be, and standard error says why. */
+static bool ask(struct query *q, const char *sql, const struct str *parameters, int n)
 {
-    sqlite3_stmt *st = NULL;
-    if (sqlite3_prepare_v2(db, sql, -1, &st, NULL) != SQLITE_OK)
-        return NULL;
-    sqlite3_bind_text(st, 1, run, -1, SQLITE_STATIC);
-    sqlite3_bind_text(st, 2, batch, -1, SQLITE_STATIC);
-    return st;
+    struct err err = {0};
+    if (query_start(q, sql, parameters, n, &err) >= 0)
+        return true;
+    fprintf(stderr, "tranche run: --show: %s\n", err.msg);
+    return false;
 }
 
-static void show_table(sqlite3 *db, const struct run_opts *o, const char *run, const char *batch,
+static bool next(struct query *q)
+{
+    struct err err = {0};
+    int more = query_next(q, &err);
+    if (more < 0)
+        fprintf(stderr, "tranche run: --show: %s\n", err.msg);
+    return more > 0;
+}
+
+static void put_cell(FILE *out, const struct query *q, int column, int width)
+{
+    char cell[CELL_BYTES];
+    struct str text = query_text(q, column);
+    size_t n = TR_MIN(text.len, sizeof cell - 1);
+    if (n)
+        memcpy(cell, text.ptr, n);
+    cell[n] = '\0';
+    console_cell(out, cell, width);
+}
+
+#define SHOWN                                                                                      \
+    "SELECT custom_id, status, completion_tokens, CASE correct WHEN 1 THEN 'yes' WHEN 0 THEN "     \
+    "'no' ELSE '' END, coalesce(answer, error_code || ': ' || error_detail, '(no answer: ' || "    \
+    "finish_reason || ')') FROM results WHERE run=$1 AND batch_id=$2 ORDER BY "
+
+static void show_table(struct query *q, const struct run_opts *o, const struct str key[2],
                        FILE *out)
 {
     static const char *const heads[] = {"custom_id", "status", "tokens", "correct", "answer"};
     static const int widths[] = {18, 9, 6, 7, 60};
-    sqlite3_stmt *st = query(
-        db,
-        "SELECT custom_id, status, completion_tokens, CASE correct WHEN 1 THEN 'yes' WHEN 0 THEN "
-        "'no' ELSE '' END, coalesce(answer, error_code || ': ' || error_detail, '(no answer: ' || "
-        "finish_reason || ')') FROM results WHERE run=?1 AND batch_id=?2 ORDER BY "
-        "json_extract(source, '$.position') LIMIT ?3",
-        run, batch);
-    if (!st)
+    char limit[16];
+    snprintf(limit, sizeof limit, "%d", o->show);
+    struct str parameters[] = {key[0], key[1], str_of(limit)};
+    const char *sql = query_is_postgres(q)
+                          ? SHOWN "(source::json->>'position')::bigint LIMIT CAST($3 AS bigint)"
+                          : SHOWN "json_extract(source, '$.position') LIMIT CAST($3 AS integer)";
+    if (!ask(q, sql, parameters, 3))
         return;
-    sqlite3_bind_int(st, 3, o->show);
     fputc('\n', out);
     for (size_t i = 0; i < TR_COUNT(heads); i++)
         console_cell(out, heads[i], widths[i]);
     fputc('\n', out);
-    while (sqlite3_step(st) == SQLITE_ROW) {
+    while (next(q)) {
         for (size_t i = 0; i < TR_COUNT(heads); i++)
-            console_cell(out, (const char *)sqlite3_column_text(st, (int)i), widths[i]);
+            put_cell(out, q, (int)i, widths[i]);
         fputc('\n', out);
     }
-    sqlite3_finalize(st);
 }
 
-static void show_counts(sqlite3 *db, const char *run, const char *batch, FILE *out)
+static void show_counts(struct query *q, const struct str key[2], FILE *out)
 {
-    sqlite3_stmt *st = query(db,
-                             "SELECT status, coalesce(error_code, ''), count(*), sum(correct), "
-                             "count(correct) FROM results WHERE run=?1 AND batch_id=?2 GROUP BY 1, "
-                             "2 ORDER BY 3 DESC",
-                             run, batch);
     fputc('\n', out);
-    while (st && sqlite3_step(st) == SQLITE_ROW) {
-        console_cell(out, (const char *)sqlite3_column_text(st, 0), 11);
-        console_cell(out, (const char *)sqlite3_column_text(st, 1), 20);
-        fprintf(out, "%8lld", (long long)sqlite3_column_int64(st, 2));
-        if (sqlite3_column_int64(st, 4) > 0)
-            fprintf(out, "   correct %lld of %lld", (long long)sqlite3_column_int64(st, 3),
-                    (long long)sqlite3_column_int64(st, 4));
+    bool asked = ask(q,
+                     "SELECT status, coalesce(error_code, ''), count(*), sum(correct), "
+                     "count(correct) FROM results WHERE run=$1 AND batch_id=$2 GROUP BY 1, 2 "
+                     "ORDER BY 3 DESC, 1, 2",
+                     key, 2);
+    while (asked && next(q)) {
+        put_cell(out, q, 0, 11);
+        put_cell(out, q, 1, 20);
+        fprintf(out, "%8lld", (long long)query_int(q, 2));
+        if (query_int(q, 4) > 0)
+            fprintf(out, "   correct %lld of %lld", (long long)query_int(q, 3),
+                    (long long)query_int(q, 4));
         fputc('\n', out);
     }
-    sqlite3_finalize(st);
-    st = query(db,
-               "SELECT reason, count(*) FROM dead_letters WHERE run=?1 AND batch_id=?2 GROUP BY 1",
-               run, batch);
-    while (st && sqlite3_step(st) == SQLITE_ROW) {
+    asked = ask(q,
+                "SELECT reason, count(*) FROM dead_letters WHERE run=$1 AND batch_id=$2 GROUP BY 1 "
+                "ORDER BY 1",
+                key, 2);
+    while (asked && next(q)) {
         console_cell(out, "dead letter", 11);
-        console_cell(out, (const char *)sqlite3_column_text(st, 0), 20);
-        fprintf(out, "%8lld\n", (long long)sqlite3_column_int64(st, 1));
+        put_cell(out, q, 0, 20);
+        fprintf(out, "%8lld\n", (long long)query_int(q, 1));
     }
-    sqlite3_finalize(st);
 }
 
 void show_rows(const struct run_opts *o, const char *run, const char *batch, FILE *out)
 {
-    sqlite3 *db = NULL;
-    if (sqlite3_open_v2(o->db, &db, SQLITE_OPEN_READONLY, NULL) == SQLITE_OK) {
-        show_table(db, o, run, batch, out);
-        show_counts(db, run, batch, out);
-        fprintf(
-            out,
-            "\nNext:\n"
-            "  sqlite3 -box %s \"SELECT * FROM v_failures\"\n"
-            "  %s export --db %s --batch %s --output %s.out.jsonl\n"
-            "  sqlite3 -box %s \"SELECT custom_id, reasoning, answer FROM results WHERE correct "
-            "= 0 LIMIT 3\"\n",
-            o->db, program_invocation_name, o->db, batch, batch, o->db);
+    struct query *q;
+    struct err err = {0};
+    struct postgres_opts db = o->postgres;
+    struct str key[] = {str_of(run), str_of(batch)};
+    db.url = o->db;
+    db.clock = clock_system();
+    if (query_open(&q, &db, QUERY_READ, &err) < 0) {
+        fprintf(stderr, "tranche run: --show: %s\n", err.msg);
+        return;
     }
-    sqlite3_close(db);
+    show_table(q, o, key, out);
+    show_counts(q, key, out);
+    bool sqlite = !query_is_postgres(q);
+    const char *ask_with = sqlite ? "sqlite3 -box" : "psql", *schema = sqlite ? "" : "tranche.";
+    const char *flag = sqlite ? "" : "-c ";
+    fprintf(out,
+            "\nNext:\n"
+            "  %s '%s' %s\"SELECT * FROM %sv_failures\"\n"
+            "  %s export --db '%s' --batch %s --output %s.out.jsonl\n"
+            "  %s '%s' %s\"SELECT custom_id, reasoning, answer FROM %sresults WHERE correct = 0 "
+            "LIMIT 3\"\n",
+            ask_with, o->db, flag, schema, program_invocation_name, o->db, batch, batch, ask_with,
+            o->db, flag, schema);
+    query_close(q);
 }

@@ -176,7 +176,7 @@ def test_status_refuses_by_name(desk, redis, tmp_path):
     on_redis(desk, redis)
     desk.call("status", "--db", desk.db, "nosuch", code=64)
     assert 'no batch "nosuch"' in desk.err
-    desk.call("status", "--db", tmp_path / "absent.db", code=64)
+    desk.call("status", "--db", tmp_path / "absent.db", code=69)
     assert "absent.db: cannot read" in desk.err
     sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE t (x)").connection.close()
     desk.call("status", "--db", tmp_path / "other.db", code=65)
@@ -517,5 +517,63 @@ def test_audit_refuses_by_name(desk, redis):
         assert words in desk.err
     desk.call("audit", "--db", desk.db, code=64)
     assert "want --source" in desk.err
-    desk.call("audit", "--db", "absent.db", "--source", desk.queue, code=64)
+    desk.call("audit", "--db", "absent.db", "--source", desk.queue, code=69)
     assert not os.path.exists(desk.folder / "absent.db")
+
+
+# ---- export, run --show ----
+
+def exported(desk, *options):
+    """Lines of both files, all finished at the same second."""
+    text = desk.call("export", "--db", desk.db, *options)
+    return [re.sub(r'"created":\d+', '"created":0', line) for line in text.splitlines()]
+
+
+def test_export_is_the_same_from_both_databases(binary, postgres, tmp_path):
+    desks = []
+    for kind, more in ((SqliteDesk, ()), (PostgresDesk, (postgres,))):
+        folder = tmp_path / kind.__name__
+        folder.mkdir()
+        desk = kind(*more, binary, folder, "export_same")
+        (folder / "jobs.jsonl").write_text("".join(json.dumps(j) + "\n" for j in EXPORT_JOBS))
+        out = desk.call("run", "--engine", "sim", "--show", 3, "--progress", "off", "--db",
+                        desk.owner, folder / "jobs.jsonl")
+        table = out[out.index("custom_id"):out.index("Next:")]
+        desks.append((exported(desk, "--batch", "jobs"), table))
+        assert 'v_failures"' in out and f"export --db '{desk.owner}' --batch jobs" in out
+    assert desks[0] == desks[1]
+    assert [json.loads(line)["custom_id"] for line in desks[0][0]] == \
+        ["z", "bad", "a", "plain", "a", "late"]
+    desk.call("export", "--db", desk.db, "--batch", "nosuch", code=64)
+    assert "want one of this run (jobs), got nosuch" in desk.err
+    desk.call("export", "--db", desk.db, "--run", "blue", code=64)
+    assert "run blue has no rows" in desk.err
+    desk.call("run", "--engine", "sim", "--show", 3, "--progress", "off", "--db", desk.pod,
+              folder / "jobs.jsonl")
+    assert "--show" in desk.err and "permission denied" in desk.err, "a worker reads no texts"
+
+
+EXPORT_JOBS = [
+    {"id": "z", "messages": [{"role": "user", "content": "1"}], "logprobs": True, "n": 2,
+     "max_tokens": 5},
+    {"id": "bad", "prompt": "1", "temperature": 9},
+    {"id": "a", "prompt": ["x", "y\u0000"], "logprobs": 1, "max_tokens": 4},
+    {"id": "plain", "prompt": "\"logprobs\":null,\"finish_reason\":", "max_tokens": 4},
+    {"id": "a", "prompt": "other"},
+    {"id": "late", "prompt": "x", "deadline": 1},
+]
+
+
+@pytest.mark.parametrize("on", ["redis", "kafka"])
+def test_export_has_the_queues_order(desk, on, request):
+    server = request.getfixturevalue("redis" if on == "redis" else "broker")
+    if on == "redis":
+        on_redis(desk, server)
+    else:
+        on_kafka(desk, server, partitions=1)
+    lines = [json.dumps({"id": f"{(i * 7) % 300}", "prompt": "x", "max_tokens": 1 + i % 9})
+             for i in range(300)]
+    desk.submit(lines, "b")
+    desk.work()
+    assert [json.loads(line)["custom_id"] for line in exported(desk, "--batch", "b")] == \
+        [json.loads(line)["id"] for line in lines]
