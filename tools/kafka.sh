@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 version=4.1.0
-out=.cache/kafka/$version
+out=.cache/kafka/$version-tools # its command-line tools among them, which grant rights
 if [ ! -f "$out/complete" ]; then
     command -v mvn >/dev/null 2>&1 || {
         echo "kafka: want Maven and Java 17, found no mvn; tools/install.sh test installs both" >&2
@@ -19,6 +19,8 @@ if [ ! -f "$out/complete" ]; then
   <groupId>tranche</groupId><artifactId>kafka-for-tests</artifactId><version>1</version>
   <dependencies><dependency>
     <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$version</version>
+  </dependency><dependency>
+    <groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>$version</version>
   </dependency></dependencies>
 </project>
 END

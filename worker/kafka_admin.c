@@ -6,11 +6,12 @@
 static void on_error(rd_kafka_t *rk, int code, const char *detail, void *opaque)
 {
     struct err *failed = opaque;
-    (void)rk;
+    char why[256];
+    kafka_client_explain(rk, (rd_kafka_resp_err_t)code, detail, why, sizeof why);
     LOG(LOG_WARN, "kafka_error", LOG_S("code", rd_kafka_err2name((rd_kafka_resp_err_t)code)),
-        LOG_S("detail", detail));
+        LOG_S("detail", why));
     if (kafka_error_class((rd_kafka_resp_err_t)code) == E_FATAL && !failed->code)
-        err_typed(failed, E_FATAL, "kafka", "%s", detail);
+        err_typed(failed, E_FATAL, "kafka", "%s", why);
 }
 
 int kafka_admin_open(struct kafka_admin *a, const struct source_url *url,

@@ -40,6 +40,28 @@ int kafka_error_class(rd_kafka_resp_err_t code)
     }
 }
 
+/* Up to 2.6.0 the library repeats its own nonce in SCRAM's last message; brokers from 3.8.1 on
+ * compare strictly (RFC 5802 section 5.1) and call the password wrong. */
+static const int SCRAM_FROM = 0x020601ff;
+
+void kafka_client_explain(rd_kafka_t *rk, rd_kafka_resp_err_t code, const char *detail, char *out,
+                          size_t cap)
+{
+    char mechanism[64] = "";
+    size_t size = sizeof mechanism;
+    bool login = code == RD_KAFKA_RESP_ERR__AUTHENTICATION ||
+                 code == RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED;
+    const char *hint = "";
+    if (login && rd_kafka_version() < SCRAM_FROM &&
+        rd_kafka_conf_get(rd_kafka_conf(rk), "sasl.mechanism", mechanism, &size) ==
+            RD_KAFKA_CONF_OK &&
+        strncmp(mechanism, "SCRAM", 5) == 0)
+        hint = "brokers from 3.8.1 on refuse SCRAM by this client library, want librdkafka 2.6.1, "
+               "found ";
+    snprintf(out, cap, "%s%s%s%s", hint, *hint ? rd_kafka_version_str() : "", *hint ? ": " : "",
+             detail);
+}
+
 static void on_log(const rd_kafka_t *rk, int level, const char *facility, const char *text)
 {
     (void)rk;

@@ -21,6 +21,10 @@ int kafka_client_topic(rd_kafka_t *rk, const char *topic, int64_t timeout_ns,
 int kafka_client_reach(rd_kafka_t *rk, int64_t timeout_ns, struct err *err) TR_MUSTCHECK;
 /* Messages of the whole topic that the handle's group has not acknowledged; -1: no answer. */
 int64_t kafka_client_lag(rd_kafka_t *rk, const char *topic, int32_t partitions);
+/* What an error callback was told, in words for the operator: where the client library itself is
+ * what a login fails on, that comes first. Writes at most cap bytes, NUL included. */
+void kafka_client_explain(rd_kafka_t *rk, rd_kafka_resp_err_t code, const char *detail, char *out,
+                          size_t cap);
 /* The class of what the library says: E_OK: goes by itself; E_RETRY; E_FATAL. Pure. */
 int kafka_error_class(rd_kafka_resp_err_t code);
 /* NUL-terminated; mem_free it. NULL: no memory. */

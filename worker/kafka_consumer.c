@@ -24,8 +24,9 @@ void kafka_note_error(struct source_kafka *k, rd_kafka_resp_err_t code, const ch
 
 static void on_error(rd_kafka_t *rk, int code, const char *detail, void *opaque)
 {
-    (void)rk;
-    kafka_note_error(opaque, (rd_kafka_resp_err_t)code, detail);
+    char why[256];
+    kafka_client_explain(rk, (rd_kafka_resp_err_t)code, detail, why, sizeof why);
+    kafka_note_error(opaque, (rd_kafka_resp_err_t)code, why);
 }
 
 /* What the protocol stands on. The file's properties come behind and cannot name most of these. */

@@ -42,11 +42,12 @@ static void on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaqu
 static void on_error(rd_kafka_t *rk, int code, const char *detail, void *opaque)
 {
     struct kafka_producer *p = opaque;
-    (void)rk;
+    char why[256];
+    kafka_client_explain(rk, (rd_kafka_resp_err_t)code, detail, why, sizeof why);
     LOG(LOG_WARN, "kafka_error", LOG_S("code", rd_kafka_err2name((rd_kafka_resp_err_t)code)),
-        LOG_S("detail", detail));
+        LOG_S("detail", why));
     if (kafka_error_class((rd_kafka_resp_err_t)code) == E_FATAL && !p->failed.code)
-        err_typed(&p->failed, E_FATAL, "kafka", "%s: %s", p->label, detail);
+        err_typed(&p->failed, E_FATAL, "kafka", "%s: %s", p->label, why);
 }
 
 static int told(const struct kafka_producer *p, struct err *err)

@@ -1,0 +1,184 @@
+"""Kafka as operators run it: TLS with client certificates, SCRAM over TLS, a client that may do no
+more than a worker must; and a producer that nobody here wrote, with transactions."""
+import json
+import os
+import pathlib
+import shutil
+import sqlite3
+import subprocess
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from kafka_broker import Broker, free_ports
+from redis_server import certificates
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FAST = "session.timeout.ms = 1500\nheartbeat.interval.ms = 300\n"
+SECURE = """
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},\
+SSL://127.0.0.1:{ssl},SASL_SSL://127.0.0.1:{sasl}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SSL://localhost:{ssl},SASL_SSL://localhost:{sasl}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL
+sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=\
+org.apache.kafka.common.security.scram.ScramLoginModule required;
+ssl.keystore.type=PEM
+ssl.keystore.location={tls}/broker.pem
+ssl.truststore.type=PEM
+ssl.truststore.location={tls}/ca.crt
+listener.name.ssl.ssl.client.auth=required
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS;User:CN=worker
+"""
+
+
+class SecureBroker(Broker):
+    """PLAINTEXT for the tests themselves, SSL with client certificates, SASL_SSL with SCRAM, and
+    an authorizer that lets user `scram` do nothing that it was not granted."""
+
+    def __init__(self, folder):
+        self.tls = certificates(folder / "tls")
+        (self.tls / "broker.pem").write_text((self.tls / "server.key").read_text() +
+                                             (self.tls / "server.crt").read_text())
+        self.ssl, self.sasl = free_ports(2)
+        super().__init__(folder)
+        lines = open(self.properties).read().splitlines()
+        controller = next(x for x in lines if x.startswith("listeners=")).rsplit(":", 1)[1]
+        kept = [x for x in lines if not x.startswith(("listeners=", "advertised.listeners="))]
+        with open(self.properties, "w") as f:
+            f.write("\n".join(kept) + SECURE.format(port=self.port, controller=controller,
+                                                    ssl=self.ssl, sasl=self.sasl, tls=self.tls))
+        shutil.rmtree(f"{self.folder}/data")
+        self.java("kafka.tools.StorageTool", "format", "-t", "dHJhbmNoZS10ZXN0cy0wMQ", "-c",
+                  self.properties, "--add-scram", "SCRAM-SHA-512=[name=scram,password=geheim]")
+
+    def grant(self, *rules):
+        """Through the broker's own admin client, as an operator would."""
+        for rule in rules:
+            self.java("org.apache.kafka.tools.AclCommand", "--bootstrap-server", self.address,
+                      "--add", "--allow-principal", "User:scram", *rule)
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory):
+    broker = SecureBroker(tmp_path_factory.mktemp("kafka")).start()
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture(scope="session")
+def newest():
+    """Environment in which the binary finds a newer client library than the distribution's."""
+    folder = subprocess.run([f"{ROOT}/tools/librdkafka.sh"], check=True, stdout=subprocess.PIPE,
+                            timeout=300).stdout.decode().strip()
+    return {"LD_LIBRARY_PATH": folder}
+
+
+@pytest.fixture
+def call(binary, tmp_path):
+    def run(*args, env=None, timeout=120):
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("TRANCHE_")}
+        return subprocess.run([binary, *map(str, args)], cwd=tmp_path, timeout=timeout,
+                              env={**clean, **(env or {})}, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE)
+    return run
+
+
+def work(call, url, config, tmp_path, *options, env=None):
+    (tmp_path / "client.conf").write_text(FAST + config)
+    return call("worker", "--engine=sim", "--source", url, "--db", "rows.db", "--broker-config",
+                "client.conf", "--idle-exit", "500ms", "--flush-interval", "100ms",
+                "--connect-timeout", "5s", "--progress", "off", *options, env=env)
+
+
+def jobs(n, first=0):
+    return [json.dumps({"id": f"job-{i}", "prompt": f"hello {i}", "max_tokens": 8})
+            for i in range(first, first + n)]
+
+
+def statuses(folder):
+    db = sqlite3.connect(folder / "rows.db")
+    found = db.execute("SELECT status, count(*), count(DISTINCT custom_id) FROM results GROUP BY 1")
+    rows = found.fetchall()
+    db.close()
+    return rows
+
+
+def test_client_certificates(call, broker, tmp_path):
+    tls = broker.tls
+    assert call("init", "--source", f"kafka://{broker.address}/mtls", "--partitions", 2
+                ).returncode == 0
+    broker.produce("mtls", jobs(300))
+    url = f"kafka://localhost:{broker.ssl}/mtls"
+    full = (f"security.protocol = ssl\nssl.ca.location = {tls}/ca.crt\n"
+            f"ssl.certificate.location = {tls}/client.crt\nssl.key.location = {tls}/client.key\n")
+    done = work(call, url, full, tmp_path)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert statuses(tmp_path) == [("ok", 300, 300)]
+    # A broker that some other authority vouches for; a name that the certificate does not carry;
+    # no certificate of our own.
+    stranger = certificates(tmp_path / "stranger")
+    broker.produce("mtls", jobs(1, 300))
+    for wrong, at in ((full.replace(f"{tls}/ca.crt", f"{stranger}/ca.crt"), url),
+                      (full, url.replace("localhost", "127.0.0.1")),
+                      (f"security.protocol = ssl\nssl.ca.location = {tls}/ca.crt\n", url)):
+        done = work(call, at, wrong, tmp_path)
+        assert done.returncode == 69, (wrong, at, done.stderr.decode()[-2000:])
+    assert statuses(tmp_path) == [("ok", 300, 300)]
+
+
+def test_scram_with_no_more_rights_than_needed(call, broker, newest, tmp_path):
+    plain = f"kafka://{broker.address}/scram"
+    assert call("init", "--source", plain, "--group", "g", "--partitions", 2).returncode == 0
+    broker.produce("scram", jobs(200))
+    (tmp_path / "password").write_text("geheim\n")
+    config = (f"security.protocol = sasl_ssl\nssl.ca.location = {broker.tls}/ca.crt\n"
+              f"sasl.mechanism = SCRAM-SHA-512\nsasl.username = scram\n"
+              f"sasl.password.file = {tmp_path}/password\n")
+
+    def attempt(env):
+        return work(call, f"kafka://localhost:{broker.sasl}/scram", config, tmp_path, "--group",
+                    "g", env=env)
+    done = attempt(newest)
+    assert done.returncode == 65 and b"uthoriz" in done.stderr, "nothing was granted yet"
+    broker.grant(["--operation", "Read", "--operation", "Describe", "--topic", "scram"],
+                 ["--operation", "Read", "--operation", "Describe", "--group", "g"])
+    done = attempt(newest)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert statuses(tmp_path) == [("ok", 200, 200)]
+    assert b"geheim" not in done.stderr
+    # The distribution's library cannot: whoever reads "invalid credentials" would look for a slip
+    # in the password.
+    done = attempt({})
+    assert done.returncode in (0, 65)
+    if done.returncode == 65:
+        assert b"want librdkafka 2.6.1, found " in done.stderr
+    (tmp_path / "password").write_text("wrong\n")
+    done = attempt(newest)
+    assert done.returncode == 65 and b"invalid credentials" in done.stderr
+    assert b"want librdkafka" not in done.stderr
+
+
+def test_transactions_of_another_producer(call, broker, tmp_path):
+    """Committed messages have rows, aborted ones none, and the group's position ends behind the
+    markers: a lag that stays at 1 would keep a pod alive for ever."""
+    url = f"kafka://{broker.address}/tx"
+    assert call("init", "--source", url, "--partitions", 1).returncode == 0
+    producer = Producer({"bootstrap.servers": broker.address, "transactional.id": "tx-1"})
+    producer.init_transactions(30)
+    for first, keep in ((0, True), (50, False), (100, True)):
+        producer.begin_transaction()
+        for job in jobs(50, first):
+            producer.produce("tx", job.encode())
+        producer.flush(30)
+        producer.commit_transaction(30) if keep else producer.abort_transaction(30)
+    done = work(call, url, "", tmp_path)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert statuses(tmp_path) == [("ok", 100, 100)]
+    group = Consumer({"bootstrap.servers": broker.address, "group.id": "tranche"})
+    place = TopicPartition("tx", 0)
+    end = group.get_watermark_offsets(place, timeout=30)[1]
+    committed = group.committed([place], timeout=30)[0].offset
+    group.close()
+    assert committed == end == 153, "three markers stand between and behind 150 messages"
