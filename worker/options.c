@@ -54,7 +54,8 @@ const struct command_info command_table[] = {
     {COMMAND_SUBMIT, "submit", "JOBS.jsonl", "send a file of prompts to a queue",
      "Every id is checked before the first message leaves. Jobs that name no batch get --batch.\n"
      "With --db the batch and its number of jobs are registered there, for `tranche status`.\n"
-     "After a stop, run it again: it goes on where the broker had confirmed.",
+     "After a stop, run it again: it goes on where the broker had confirmed. \"-\" reads standard\n"
+     "input (then --batch names the batch); a stop begins that anew.",
      1},
     {COMMAND_STATUS, "status", "[BATCH]",
      "batches as they go, what is under way, the queue's backlog",

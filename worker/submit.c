@@ -1,7 +1,10 @@
 /* submit: see submit.h. */
 #include "worker/submit.h"
 
+#include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -15,6 +18,8 @@ static const int64_t TOLD_NS = 2000000000;
 
 struct submission {
     const struct submit_opts *opts;
+    const char *path, *name; /* of the lines: where they are, what messages call them */
+    char copy[PATH_MAX];     /* of standard input; "": none */
     struct source *lines;
     struct producer *producer;
     struct id_set ids;
@@ -31,7 +36,7 @@ static int each_line(struct submission *s,
     struct job *jobs[SOURCE_CLAIM_MAX];
     struct job_defaults defaults = {STR("main"), STR("\x01")}; /* no id: tells an absent one */
     bool drained = false;
-    int rc = source_file_open(&s->lines, s->opts->file, clock_system(), err);
+    int rc = source_file_open(&s->lines, s->path, clock_system(), err);
     while (rc >= 0 && !drained) {
         int n = s->lines->ops->claim(s->lines, &budget, jobs, SOURCE_CLAIM_MAX, 1000000000,
                                      &drained, err);
@@ -55,13 +60,13 @@ static int check_line(struct submission *s, struct job *job, struct err *err)
     s->total++;
     s->ours += str_eq(job->batch_id, STR("\x01"));
     if (str_eq(job->custom_id, job->origin))
-        return err_set(err, E_USAGE, "%s: job %lld: %s", s->opts->file, line,
+        return err_set(err, E_USAGE, "%s: job %lld: %s", s->name, line,
                        job->err.code ? job->err.msg : "want an id, found none");
     int rc = id_set_add(&s->ids, job->batch_id, job->custom_id, err);
     if (rc != 0)
         return TR_MIN(rc, 0);
     return err_set(err, E_USAGE, "%s: job %lld: the id \"" STR_FMT "\" is an earlier job's",
-                   s->opts->file, line, STR_ARG(job->custom_id));
+                   s->name, line, STR_ARG(job->custom_id));
 }
 
 /* So that a status can say how much is still to come. The same file again changes nothing. */
@@ -91,6 +96,8 @@ static int register_batch(const struct submission *s, struct err *err)
 static void remember(struct submission *s, int64_t confirmed)
 {
     char next[sizeof s->state + 8];
+    if (*s->copy)
+        return;
     snprintf(next, sizeof next, "%s.new", s->state);
     FILE *f = fopen(next, "we");
     if (!f)
@@ -107,7 +114,7 @@ static int64_t recall(const struct submission *s)
     char want[sizeof s->state + 1024], have[sizeof want] = "";
     long long confirmed = 0;
     int at = 0;
-    FILE *f = fopen(s->state, "re");
+    FILE *f = *s->copy ? NULL : fopen(s->state, "re");
     if (!f)
         return 0;
     size_t n = fread(have, 1, sizeof have - 1, f);
@@ -148,24 +155,64 @@ static int send_line(struct submission *s, struct job *job, struct err *err)
     }
     text_add(&s->message, line);
     if (s->message.failed)
-        return err_set(err, E_FATAL, "%s: no memory for a message", s->opts->file);
+        return err_set(err, E_FATAL, "%s: no memory for a message", s->name);
     tell(s, false);
     return s->producer->ops->send(s->producer, job->custom_id, text_view(&s->message), err);
 }
 
-static int submit(struct submission *s, struct err *err)
+/* Standard input can be read once, and every id is checked before the first message leaves. */
+static int copy_input(struct submission *s, struct err *err)
 {
-    const char *base = strrchr(s->opts->file, '/');
+    const char *folder = getenv("TMPDIR");
+    char bytes[1 << 16];
+    size_t n;
+    if (!s->opts->batch)
+        return err_set(err, E_USAGE, "--batch: want a name, because standard input has none");
+    snprintf(s->copy, sizeof s->copy, "%s/tranche-submit-XXXXXX",
+             folder && *folder ? folder : "/tmp");
+    int fd = mkostemp(s->copy, O_CLOEXEC);
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "w");
+    if (!f) {
+        int rc = err_errno(err, E_FATAL, "%s: cannot write", s->copy);
+        s->copy[0] = '\0';
+        return rc;
+    }
+    while ((n = fread(bytes, 1, sizeof bytes, stdin)) > 0 && fwrite(bytes, 1, n, f) == n)
+        continue;
+    bool failed = ferror(stdin) || ferror(f);
+    if (fclose(f) != 0 || failed)
+        return err_errno(err, E_FATAL, "standard input to %s", s->copy);
+    s->path = s->copy;
+    s->name = "standard input";
+    return E_OK;
+}
+
+/* Where the lines are, and which batch they belong to. */
+static int find_lines(struct submission *s, struct err *err)
+{
+    const char *base = strrchr(s->path, '/');
     struct stat st;
-    base = base ? base + 1 : s->opts->file;
+    if (strcmp(s->path, "-") == 0) {
+        int rc = copy_input(s, err);
+        snprintf(s->batch, sizeof s->batch, "%s", s->opts->batch ? s->opts->batch : "");
+        return rc;
+    }
+    base = base ? base + 1 : s->name;
     const char *dot = strrchr(base, '.');
-    if (stat(s->opts->file, &st) != 0 || !S_ISREG(st.st_mode))
-        return err_set(err, E_USAGE, "%s: want a file that can be read twice", s->opts->file);
+    if (stat(s->path, &st) != 0 || !S_ISREG(st.st_mode))
+        return err_set(err, E_USAGE, "%s: want a file that can be read twice", s->name);
     snprintf(s->batch, sizeof s->batch, "%.*s",
              s->opts->batch || !dot || dot == base ? JOB_ID_BYTES_MAX : (int)(dot - base),
              s->opts->batch ? s->opts->batch : base);
-    snprintf(s->state, sizeof s->state, "%s.submit", s->opts->file);
-    int rc = each_line(s, check_line, err);
+    snprintf(s->state, sizeof s->state, "%s.submit", s->path);
+    return E_OK;
+}
+
+static int submit(struct submission *s, struct err *err)
+{
+    int rc = find_lines(s, err);
+    if (rc >= 0)
+        rc = each_line(s, check_line, err);
     if (rc >= 0)
         rc = producer_open(&s->producer, &s->opts->queue, err);
     if (rc >= 0)
@@ -182,7 +229,8 @@ static int submit(struct submission *s, struct err *err)
     if (rc >= 0) {
         printf("submitted batch=%s jobs=%lld sent=%lld\n", s->batch, (long long)s->total,
                (long long)(s->total - s->skip));
-        unlink(s->state);
+        if (!*s->copy)
+            unlink(s->state);
     }
     return rc;
 }
@@ -197,11 +245,13 @@ static int exit_code_of(int rc)
 
 int submit_main(const struct submit_opts *o)
 {
-    struct submission s = {.opts = o};
+    struct submission s = {.opts = o, .path = o->file, .name = o->file};
     struct err err = {0};
     int rc = submit(&s, &err);
     if (rc < 0)
         fprintf(stderr, "tranche submit: %s\n", err.msg);
+    if (*s.copy)
+        unlink(s.copy);
     producer_close(s.producer);
     id_set_close(&s.ids);
     text_close(&s.scratch);

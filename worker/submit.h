@@ -6,7 +6,7 @@
 #include "worker/producer.h"
 
 struct submit_opts {
-    const char *file;  /* JSON lines */
+    const char *file;  /* JSON lines; "-": standard input, by way of a temporary file */
     const char *batch; /* NULL: the file's stem */
     struct source_opts queue;
     const struct postgres_opts

@@ -577,3 +577,38 @@ def test_export_has_the_queues_order(desk, on, request):
     desk.work()
     assert [json.loads(line)["custom_id"] for line in exported(desk, "--batch", "b")] == \
         [json.loads(line)["id"] for line in lines]
+
+
+# ---- submit ----
+
+def test_submit_killed_goes_on_where_the_broker_confirmed(binary, tmp_path, redis):
+    desk = on_redis(SqliteDesk(binary, tmp_path, "killed"), redis)
+    path, n = desk.folder / "big.jsonl", 60000
+    path.write_text("".join(line + "\n" for line in jobs(n)))
+    command = [desk.binary, "submit", "--source", desk.queue, path]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    client, stream = redis.client(), desk.queue.rsplit("/", 1)[1]
+    wait(lambda: client.xlen(stream) > 2000 or process.poll() is not None)
+    process.kill()
+    process.wait()
+    sent = client.xlen(stream)
+    out = desk.call("submit", "--source", desk.queue, path)
+    assert out.startswith(f"submitted batch=big jobs={n} sent=")
+    ids = [json.loads(fields["job"])["id"] for _, fields in client.xrange(stream)]
+    assert len(set(ids)) == n and 0 < sent < n
+    assert ids[-1] == f"job-{n - 1}" and not os.path.exists(f"{path}.submit")
+    client.delete(stream)
+
+
+def test_submit_reads_standard_input(desk, redis):
+    on_redis(desk, redis)
+    lines = "".join(line + "\n" for line in jobs(7))
+    desk.call("submit", "--source", desk.queue, "-", stdin=lines, code=64)
+    assert "--batch: want a name" in desk.err
+    out = desk.call("submit", "--source", desk.queue, "--batch", "b", "-", "--db", desk.db,
+                    stdin=lines)
+    assert out == "submitted batch=b jobs=7 sent=7\n"
+    desk.call("submit", "--source", desk.queue, "--batch", "b", "-", stdin=lines + "{", code=64)
+    assert "standard input: job 8" in desk.err
+    assert desk.json("status", "--db", desk.db, "--source", desk.queue)["source"]["lag"] == 7
+    assert desk.json("status", "--db", desk.db, "b")["batches"][0]["total"] == 7
