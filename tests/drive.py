@@ -125,6 +125,17 @@ def campaign():
     execute("fault campaign", command, 1200, {"PYTHONDONTWRITEBYTECODE": "1"}, count_campaign)
 
 
+def newest_kafka_client():
+    """The Kafka tests again under the newest client library that a registry package carries."""
+    if execute("fixtures librdkafka", ["tools/librdkafka.sh"], 300):
+        library = open(f"{LOGS}/fixtures-librdkafka.log").read().strip()
+        command = ["/usr/bin/python3", "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                   "tests/run/test_kafka.py"]
+        execute("kafka newest client", command, 900,
+                {"PYTHONDONTWRITEBYTECODE": "1", "LD_LIBRARY_PATH": library,
+                 "TRANCHE_TEST_KAFKA_CLIENT": "newest"}, count_pytest)
+
+
 def lint():
     for path in sorted(glob.glob("tests/lint/*.sh") + glob.glob("tests/lint/*.py")):
         execute("lint " + os.path.splitext(os.path.basename(path))[0], [path], 120)
@@ -174,6 +185,7 @@ def run_all():
         beside.start()
     if release:
         whole()
+        newest_kafka_client()
     if fuzzers:
         beside.join()
     if build("faults", ["tranche", "faultproxy"]):

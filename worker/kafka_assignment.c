@@ -78,6 +78,7 @@ static void note(int32_t *list, int32_t *n, int32_t partition)
 
 static void on_assign(struct source_kafka *k, const rd_kafka_topic_partition_list_t *list)
 {
+    k->assigned = true;
     if (k->assigning)
         rd_kafka_topic_partition_list_destroy(k->assigning);
     k->assigning = rd_kafka_topic_partition_list_new(list->cnt);

@@ -9,13 +9,32 @@
 enum { CLOSE_SECONDS = 10, COMMIT_MS = 5000 };
 /* Below 2.10.1 a commit during a cooperative rebalance can lose the assignment. */
 static const int COOPERATIVE_FROM = 0x020a01ff;
+/* The broker assigns (KIP-848). Below 2.15.0 a poll that comes late ends such a member for good. */
+static const int BY_BROKER_FROM = 0x020f00ff;
+
+/* What a group answers that cannot have such a member: a broker that does not know the protocol or
+ * has it switched off, or members of the other kind that it may not mix with. */
+static bool wants_classic(rd_kafka_resp_err_t code)
+{
+    return code == RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION ||
+           code == RD_KAFKA_RESP_ERR__UNSUPPORTED_FEATURE ||
+           code == RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL ||
+           code == RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND;
+}
 
 void kafka_note_error(struct source_kafka *k, rd_kafka_resp_err_t code, const char *detail)
 {
     char why[256];
+    rd_kafka_resp_err_t cause = code;
     snprintf(why, sizeof why, "%s", detail ? detail : "");
     if (code == RD_KAFKA_RESP_ERR__FATAL && k->rk)
-        rd_kafka_fatal_error(k->rk, why, sizeof why);
+        cause = rd_kafka_fatal_error(k->rk, why, sizeof why);
+    if (k->by_broker && !k->assigned && wants_classic(cause)) {
+        k->to_classic = true;
+        LOG(LOG_INFO, "kafka_classic_group", LOG_S("code", rd_kafka_err2name(cause)),
+            LOG_S("detail", why));
+        return;
+    }
     LOG(LOG_WARN, "kafka_error", LOG_S("code", rd_kafka_err2name(code)), LOG_S("detail", why));
     if (kafka_error_class(code) == E_FATAL && !k->failed.code)
         err_typed(&k->failed, E_FATAL, "kafka", "%s: %s: %s", k->source.label,
@@ -29,6 +48,11 @@ static void on_error(rd_kafka_t *rk, int code, const char *detail, void *opaque)
     kafka_note_error(opaque, (rd_kafka_resp_err_t)code, why);
 }
 
+static const char *assignor(const struct source_kafka *k)
+{
+    return k->by_broker ? "consumer" : k->cooperative ? "cooperative-sticky" : "roundrobin";
+}
+
 /* What the protocol stands on. The file's properties come behind and cannot name most of these. */
 static int make_handle(struct source_kafka *k, const struct source_url *url, struct err *err)
 {
@@ -38,7 +62,7 @@ static int make_handle(struct source_kafka *k, const struct source_url *url, str
         {"enable.auto.offset.store", "false"},
         {"auto.offset.reset", "error"}, /* else lost messages pass in silence */
         {"enable.partition.eof", "true"},
-        {"partition.assignment.strategy", k->cooperative ? "cooperative-sticky" : "roundrobin"},
+        {k->by_broker ? "group.protocol" : "partition.assignment.strategy", assignor(k)},
         {"max.poll.interval.ms", "300000"},
         {"queued.max.messages.kbytes", "16384"}, /* a pause throws the prefetch away */
         {"queued.min.messages", "2000"},
@@ -62,6 +86,21 @@ static int make_handle(struct source_kafka *k, const struct source_url *url, str
     }
     rd_kafka_poll_set_consumer(k->rk);
     return E_OK;
+}
+
+/* A property of the classic protocol in the operator's file (session.timeout.ms, say) asks for it.
+ */
+static int make_either(struct source_kafka *k, const struct source_url *url, struct err *err)
+{
+    struct err refused = {0};
+    k->by_broker = rd_kafka_version() >= BY_BROKER_FROM && k->opts.partition < 0;
+    if (k->by_broker) {
+        int rc = make_handle(k, url, &refused);
+        if (rc != E_USAGE)
+            return rc < 0 ? err_typed(err, rc, refused.type, "%s", refused.msg) : rc;
+        k->by_broker = false;
+    }
+    return make_handle(k, url, err);
 }
 
 /* One partition, without the group's leave: it is read to the end that it has now. */
@@ -94,6 +133,21 @@ static int subscribe(struct source_kafka *k, struct err *err)
     return E_OK;
 }
 
+int kafka_go_classic(struct source_kafka *k, struct err *err)
+{
+    struct source_url url;
+    int rc = source_url_parse(&url, str_of(k->opts.url), err);
+    k->to_classic = k->by_broker = false;
+    if (k->held)
+        rd_kafka_message_destroy(k->held);
+    k->held = NULL;
+    rd_kafka_destroy_flags(k->rk, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE); /* it is no member */
+    k->rk = NULL;
+    if (rc >= 0)
+        rc = make_handle(k, &url, err);
+    return rc < 0 ? rc : subscribe(k, err);
+}
+
 int source_kafka_open(struct source **out, const struct source_url *url,
                       const struct source_opts *opts, const struct clock *clock, struct err *err)
 {
@@ -116,7 +170,7 @@ int source_kafka_open(struct source **out, const struct source_url *url,
     if (rc >= 0 && !k->topic)
         rc = err_set(err, E_FATAL, "kafka: no memory");
     if (rc >= 0)
-        rc = make_handle(k, url, err);
+        rc = make_either(k, url, err);
     if (rc >= 0)
         rc = kafka_client_topic(k->rk, k->topic, opts->connect_timeout_ns, &k->failed,
                                 &k->n_partitions, err);
@@ -131,7 +185,7 @@ int source_kafka_open(struct source **out, const struct source_url *url,
     }
     LOG(LOG_INFO, "kafka_open", LOG_S("source", k->source.label), LOG_S("group", opts->group),
         LOG_I("partitions", k->n_partitions), LOG_S("library", rd_kafka_version_str()),
-        LOG_S("assignor", k->cooperative ? "cooperative-sticky" : "roundrobin"));
+        LOG_S("assignor", assignor(k)));
     *out = &k->source;
     return E_OK;
 }

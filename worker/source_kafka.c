@@ -223,7 +223,9 @@ static int kafka_service(struct source *source, struct source_service *out, stru
 {
     struct source_kafka *k = kafka_of(source);
     struct err ignored = {0};
-    int rc = serve(k, err);
+    int rc = k->to_classic ? kafka_go_classic(k, err) : E_OK;
+    if (rc >= 0)
+        rc = serve(k, err);
     kafka_mind_revocation(k);
     if (rc >= 0)
         rc = kafka_try_assign(k, err);

@@ -36,6 +36,9 @@ struct source_kafka {
     char *topic;
     int32_t n_partitions;
     bool cooperative, closing;
+    bool by_broker;  /* the broker assigns (KIP-848); else members do, in steps where cooperative */
+    bool assigned;   /* it has worked once: no going back */
+    bool to_classic; /* the group or its broker cannot: the next service call starts over */
     struct kafka_partition partitions[SOURCE_PARTITIONS_MAX];
 
     rd_kafka_topic_partition_list_t *assigning; /* waits for starts, then goes to the library */
@@ -61,6 +64,8 @@ static inline struct source_kafka *kafka_of(struct source *s)
 
 /* Notes an error of the client as a whole: logs it, and keeps it where it is E_FATAL. */
 void kafka_note_error(struct source_kafka *k, rd_kafka_resp_err_t code, const char *detail);
+/* A new handle under the classic group protocol in place of one that the broker refused. */
+int kafka_go_classic(struct source_kafka *k, struct err *err);
 
 /* ---- kafka_assignment.c ---- */
 

@@ -3,6 +3,7 @@ more than a worker must; and a producer that nobody here wrote, with transaction
 import json
 import os
 import pathlib
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -182,3 +183,44 @@ def test_transactions_of_another_producer(call, broker, tmp_path):
     committed = group.committed([place], timeout=30)[0].offset
     group.close()
     assert committed == end == 153, "three markers stand between and behind 150 messages"
+
+
+def assignors(process):
+    found = re.findall(r"event=(?:kafka_open|kafka_classic_group).*", process.stderr.decode())
+    return [re.sub(r".*?(assignor|code)=(\S+).*", r"\2", line) for line in found]
+
+
+def test_group_protocol_is_the_best_that_both_sides_have(call, broker, newest, tmp_path):
+    url = f"kafka://{broker.address}/protocols"
+    assert call("init", "--source", url, "--partitions", 3).returncode == 0
+
+    def batch(first, config, env, group):
+        broker.produce("protocols", jobs(60, first))
+        (tmp_path / "client.conf").write_text(config)
+        done = call("worker", "--engine=sim", "--source", url, "--db", "rows.db", "--idle-exit",
+                    "500ms", "--flush-interval", "100ms", "--progress", "off", "--group", group,
+                    "--broker-config", "client.conf", env=env)
+        assert done.returncode == 0, done.stderr.decode()[-3000:]
+        assert statuses(tmp_path) == [("ok", first + 60, first + 60)]
+        return assignors(done)
+    assert batch(0, "", newest, "new") == ["consumer"]
+    assert batch(60, FAST, newest, "named") == ["cooperative-sticky"]  # asks for the classic one
+    assert batch(120, "", {}, "new") in (["roundrobin"], ["cooperative-sticky"], ["consumer"])
+
+
+def test_a_broker_without_the_new_protocol(call, newest, tmp_path):
+    broker = Broker(tmp_path / "kafka")
+    with open(broker.properties, "a") as f:
+        f.write("group.coordinator.rebalance.protocols=classic\n")
+    broker.start()
+    try:
+        url = f"kafka://{broker.address}/old"
+        assert call("init", "--source", url, "--partitions", 2).returncode == 0
+        broker.produce("old", jobs(60))
+        done = call("worker", "--engine=sim", "--source", url, "--db", "rows.db", "--idle-exit",
+                    "500ms", "--flush-interval", "100ms", "--progress", "off", env=newest)
+        assert done.returncode == 0, done.stderr.decode()[-3000:]
+        assert assignors(done)[0] == "consumer" and len(assignors(done)) == 2
+        assert statuses(tmp_path) == [("ok", 60, 60)]
+    finally:
+        broker.kill()
