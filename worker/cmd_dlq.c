@@ -86,7 +86,7 @@ static void print_letter(const struct query *q)
     struct text cell = {0};
     for (size_t i = 0; i < TR_COUNT(cells); i++) {
         text_reset(&cell);
-        text_add(&cell, query_text(q, cells[i]));
+        text_add(&cell, query_text(q, (int)cells[i]));
         text_char(&cell, '\0');
         console_cell(stdout, cell.ptr, widths[i]);
     }

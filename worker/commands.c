@@ -95,6 +95,11 @@ int command_worker(const struct config *config)
     o.source.group = config_text(config, "group");
     o.source.partition = (int32_t)config_int(config, "partition");
     o.source.idle_exit_ns = config_int(config, "idle-exit");
+    o.dead_letters = o.source;
+    o.dead_letters.url = config_text(config, "dead-letters-to");
+    o.dead_letters.partition = -1;
+    if (config_text(config, "dead-letters-config"))
+        o.dead_letters.broker_config = config_text(config, "dead-letters-config");
     return run_main(&o);
 }
 

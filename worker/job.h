@@ -69,10 +69,11 @@ struct job_params {
 
 struct job {
     /* From the source. */
-    struct str message;  /* as received, in the job's memory */
-    size_t message_full; /* bytes that it had; more than message.len: cut, and invalid */
-    struct str origin;   /* "jobs:17", "topic/3/1042" */
-    struct str place;    /* the same as members of a JSON object: "line":17 */
+    struct str message;     /* as received, in the job's memory */
+    size_t message_full;    /* bytes that it had; more than message.len: cut, and invalid */
+    struct str origin;      /* "jobs:17", "topic/3/1042" */
+    struct str message_key; /* Kafka's; ptr NULL: none */
+    struct str place;       /* the same as members of a JSON object: "line":17 */
     int32_t partition;
     int64_t sequence;  /* 0, 1, 2, ... in each partition, in the source's order */
     int64_t position;  /* the source's position right behind this message */

@@ -84,8 +84,11 @@ struct job *kafka_job(const char *topic, const rd_kafka_message_t *message,
     if (!place.failed)
         job->place = job_str(job, text_view(&place));
     text_close(&place);
-    if (!job->place.ptr || job_printf(job, &job->origin, "%s/%d/%lld", topic, message->partition,
-                                      (long long)message->offset) < 0) {
+    if (message->key)
+        job->message_key = job_str(job, (struct str){message->key, message->key_len});
+    if (!job->place.ptr || (message->key && !job->message_key.ptr) ||
+        job_printf(job, &job->origin, "%s/%d/%lld", topic, message->partition,
+                   (long long)message->offset) < 0) {
         job_close(job);
         return NULL;
     }

@@ -28,8 +28,10 @@ static void on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaqu
         if (m->err == RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE)
             class = E_FATAL;
         if (!p->failed.code)
-            err_typed(&p->failed, class, "kafka", "%s: message %lld: %s", p->label,
-                      (long long)(intptr_t)m->_private, rd_kafka_err2str(m->err));
+            err_typed(&p->failed, class,
+                      m->err == RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE ? "too_large" : "kafka",
+                      "%s: message %lld: %s", p->label, (long long)(intptr_t)m->_private,
+                      rd_kafka_err2str(m->err));
         return;
     }
     p->done[(intptr_t)m->_private % WINDOW] = 1;
@@ -56,7 +58,39 @@ static int told(const struct kafka_producer *p, struct err *err)
                           : E_OK;
 }
 
-static int kafka_send(struct producer *producer, struct str key, struct str value, struct err *err)
+/* NULL: none, or no memory. */
+static rd_kafka_headers_t *headers_of(const struct producer_message *m)
+{
+    rd_kafka_headers_t *made = m->n_headers ? rd_kafka_headers_new(m->n_headers) : NULL;
+    for (size_t i = 0; made && i < m->n_headers; i++)
+        rd_kafka_header_add(made, m->headers[i].name.ptr, (ssize_t)m->headers[i].name.len,
+                            m->headers[i].value.ptr, (ssize_t)m->headers[i].value.len);
+    return made;
+}
+
+/* The client library's queue has room; the headers are its own then. */
+static rd_kafka_resp_err_t produce(struct kafka_producer *p, const struct producer_message *m)
+{
+    rd_kafka_headers_t *headers = headers_of(m);
+    rd_kafka_resp_err_t code = RD_KAFKA_RESP_ERR__QUEUE_FULL; /* no memory: later */
+    if (headers)
+        code = rd_kafka_producev(
+            p->rk, RD_KAFKA_V_TOPIC(p->topic), RD_KAFKA_V_KEY(m->key.ptr, m->key.len),
+            RD_KAFKA_V_VALUE((void *)(uintptr_t)m->value.ptr, m->value.len),
+            RD_KAFKA_V_HEADERS(headers), RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY),
+            RD_KAFKA_V_OPAQUE((void *)(intptr_t)p->sent), RD_KAFKA_V_END);
+    else if (m->n_headers == 0)
+        code = rd_kafka_producev(p->rk, RD_KAFKA_V_TOPIC(p->topic),
+                                 RD_KAFKA_V_KEY(m->key.ptr, m->key.len),
+                                 RD_KAFKA_V_VALUE((void *)(uintptr_t)m->value.ptr, m->value.len),
+                                 RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY),
+                                 RD_KAFKA_V_OPAQUE((void *)(intptr_t)p->sent), RD_KAFKA_V_END);
+    if (headers && code != RD_KAFKA_RESP_ERR_NO_ERROR)
+        rd_kafka_headers_destroy(headers);
+    return code;
+}
+
+static int kafka_put(struct producer *producer, const struct producer_message *m, struct err *err)
 {
     struct kafka_producer *p = (struct kafka_producer *)producer;
     for (;;) {
@@ -67,20 +101,23 @@ static int kafka_send(struct producer *producer, struct str key, struct str valu
             rd_kafka_poll(p->rk, WAIT_MS);
             continue;
         }
-        rd_kafka_resp_err_t code =
-            rd_kafka_producev(p->rk, RD_KAFKA_V_TOPIC(p->topic), RD_KAFKA_V_KEY(key.ptr, key.len),
-                              RD_KAFKA_V_VALUE((void *)(uintptr_t)value.ptr, value.len),
-                              RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY),
-                              RD_KAFKA_V_OPAQUE((void *)(intptr_t)p->sent), RD_KAFKA_V_END);
+        rd_kafka_resp_err_t code = produce(p, m);
         if (code == RD_KAFKA_RESP_ERR_NO_ERROR) {
             p->sent++;
             return E_OK;
         }
         if (code != RD_KAFKA_RESP_ERR__QUEUE_FULL)
-            return err_set(err, E_FATAL, "%s: message %lld: %s", p->label, (long long)p->sent,
-                           rd_kafka_err2str(code));
+            return err_typed(
+                err, E_FATAL, code == RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE ? "too_large" : "kafka",
+                "%s: message %lld: %s", p->label, (long long)p->sent, rd_kafka_err2str(code));
         rd_kafka_poll(p->rk, WAIT_MS);
     }
+}
+
+static int kafka_send(struct producer *producer, struct str key, struct str value, struct err *err)
+{
+    struct producer_message m = {.key = key, .value = value};
+    return kafka_put(producer, &m, err);
 }
 
 static int64_t kafka_confirmed(struct producer *producer)
@@ -140,8 +177,8 @@ static int open_handle(struct kafka_producer *p, const struct source_url *url,
 int kafka_producer_open(struct producer **out, const struct source_url *url,
                         const struct source_opts *opts, struct err *err)
 {
-    static const struct producer_ops ops = {"kafka", kafka_send, kafka_confirmed, kafka_flush,
-                                            kafka_close};
+    static const struct producer_ops ops = {"kafka",         kafka_send,  kafka_put,
+                                            kafka_confirmed, kafka_flush, kafka_close};
     struct kafka_producer *p = mem_alloc(1, sizeof *p);
     if (!p)
         return err_set(err, E_FATAL, "kafka: no memory");

@@ -140,6 +140,11 @@ const struct option option_table[] = {
     {"allow-insecure", RUN | EXPORT | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_FLAG, "false", 0,
      0, NULL, NULL, "Queue",
      "let jobs and rows travel unverified or in plain text to another machine"},
+    {"dead-letters-to", WORKER, OPTION_TEXT, NULL, 0, 0, NULL, "URL", "Queue",
+     "copy this queue's dead letters to another one, named as --source is; default: the rows are "
+     "all there is"},
+    {"dead-letters-config", WORKER, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Queue",
+     "as --broker-config, for --dead-letters-to; default: --broker-config"},
     {"partition", WORKER | SEEK | AUDIT, OPTION_INT, "-1", -1, 255, NULL, "N", "Queue",
      "only this partition (Kafka); a worker reads it up to the end that it has at start and leaves "
      "with 0; -1: what the group assigns, or all"},

@@ -27,9 +27,10 @@ const char postgres_results_sql[] =
  * had to become a dead letter is settled, so its starts are forgotten. */
 static const char dead_sql[] =
     "WITH n AS (INSERT INTO tranche.dead_letters (source_key, run, batch_id, custom_id, reason, "
-    "detail, payload, sha256, source, attempts, first_seen, last_seen, worker) SELECT s, r, b, c, "
-    "x, d, p, h, o, a, t, t, w FROM unnest($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12) AS "
-    "v(s, r, b, c, x, d, p, h, o, a, t, w) ON CONFLICT (source_key) DO NOTHING "
+    "detail, payload, sha256, source, attempts, first_seen, last_seen, worker, queue, message_key) "
+    "SELECT s, r, b, c, x, d, p, h, o, a, t, t, w, q, m FROM "
+    "unnest($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14) AS "
+    "v(s, r, b, c, x, d, p, h, o, a, t, w, q, m) ON CONFLICT (source_key) DO NOTHING "
     "RETURNING source_key), "
     "u AS (UPDATE tranche.dead_letters j SET last_seen=k.t FROM unnest($1,$11) AS k(s, t) "
     "WHERE j.source_key=k.s AND j.last_seen<k.t), "
@@ -244,7 +245,7 @@ static int put_dead_letters(struct sink_postgres *s, struct commit_part *part,
 {
     struct postgres_arrays *a = &s->arrays;
     PGresult *back = NULL;
-    arrays_begin(a, "ttttttbttiwt");
+    arrays_begin(a, "ttttttbttiwttb");
     for (size_t i = 0; i < part->n_dead_letters; i++) {
         const struct dead_letter *d = part->dead_letters[i];
         if (i && str_eq(d->source_key, part->dead_letters[i - 1]->source_key))
@@ -261,6 +262,8 @@ static int put_dead_letters(struct sink_postgres *s, struct commit_part *part,
         arrays_int(a, d->attempts);
         arrays_time(a, d->seen_ns);
         arrays_str(a, d->worker);
+        arrays_str(a, s->sink.queue);
+        arrays_str(a, d->message_key);
     }
     int rc = postgres_query(&s->pg, dead_sql, a, false, &back, f);
     for (size_t i = 0; i < part->n_dead_letters && rc >= 0; i++)

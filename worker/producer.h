@@ -10,12 +10,23 @@ struct queue_shape {
     int32_t partitions, replicas; /* of a topic */
     bool from_end;                /* a new group starts at the end, not at the first message */
 };
+struct producer_header {
+    struct str name, value; /* a name holds no NUL */
+};
+enum { PRODUCER_HEADERS_MAX = 24 };
+struct producer_message {
+    struct str key, value;                 /* key.ptr NULL: none */
+    const struct producer_header *headers; /* of a stream's entry: fields beside `job` */
+    size_t n_headers;
+};
 struct producer;
 struct producer_ops {
     const char *name;
     /* Hands one message over; waits for room. `key` decides which partition. E_RETRY: the broker
      * has taken nothing for its client's time limit; E_FATAL: it never will. */
     int (*send)(struct producer *, struct str key, struct str value, struct err *);
+    /* The same with headers. E_FATAL with the type "too_large": this message alone is too much. */
+    int (*put)(struct producer *, const struct producer_message *, struct err *);
     /* Messages, counted from the first, that the broker has confirmed without a hole. */
     int64_t (*confirmed)(struct producer *);
     /* Waits until everything is confirmed. Errors as send. */

@@ -9,15 +9,16 @@
 #include "worker/source_redis.h"
 #include "worker/text.h"
 
-enum { WINDOW = 256, WINDOW_BYTES = 4 << 20 };
+enum { PIECES_MAX = 1 + 2 * PRODUCER_HEADERS_MAX, WINDOW = 256, WINDOW_BYTES = 4 << 20 };
 static const int64_t LIMIT_NS = 120000000000, REPLY_NS = 10000000000, PAUSE_NS = 100000000;
 
 struct redis_producer {
     struct producer producer;
     struct redis_stream stream;
-    struct text bytes; /* the window's messages, one behind the other */
-    size_t end[WINDOW];
-    size_t n, done; /* in the window; of them confirmed */
+    struct text bytes; /* the window's messages, one behind the other: value, name, value, .. */
+    size_t end[WINDOW * PIECES_MAX];
+    size_t first[WINDOW + 1]; /* piece of each message */
+    size_t n, done;           /* in the window; of them confirmed */
     int64_t confirmed;
     char label[JOB_ORIGIN_MAX];
 };
@@ -29,13 +30,15 @@ static int send_window(struct redis_producer *p, struct err *err)
     struct redis_args *a = &p->stream.group.args;
     int rc = redis_ready(c, err);
     for (size_t i = p->done; rc == E_OK && i < p->n; i++) {
-        size_t from = i ? p->end[i - 1] : 0;
         redis_args_start(a, "XADD");
         redis_args_add(a, p->stream.group.stream);
         redis_args_text(a, "NOMKSTREAM");
         redis_args_text(a, "*");
         redis_args_text(a, "job");
-        redis_args_add(a, (struct str){p->bytes.ptr + from, p->end[i] - from});
+        for (size_t k = p->first[i]; k < p->first[i + 1]; k++) {
+            size_t from = k ? p->end[k - 1] : 0;
+            redis_args_add(a, (struct str){p->bytes.ptr + from, p->end[k] - from});
+        }
         rc = redis_append(c, a, err);
     }
     while (rc == E_OK && p->done < p->n) {
@@ -77,15 +80,32 @@ static int redis_flush(struct producer *producer, struct err *err)
     return E_OK;
 }
 
-static int redis_send(struct producer *producer, struct str key, struct str value, struct err *err)
+static void add_piece(struct redis_producer *p, size_t *piece, struct str bytes)
+{
+    text_add(&p->bytes, bytes);
+    p->end[(*piece)++] = p->bytes.len;
+}
+
+static int redis_put(struct producer *producer, const struct producer_message *m, struct err *err)
 {
     struct redis_producer *p = (struct redis_producer *)producer;
-    (void)key; /* a stream has no partitions */
-    text_add(&p->bytes, value);
+    size_t piece = p->first[p->n];
+    CHECK(m->n_headers <= PRODUCER_HEADERS_MAX);
+    add_piece(p, &piece, m->value); /* a stream has no partitions, so the key plays no part */
+    for (size_t i = 0; i < m->n_headers; i++) {
+        add_piece(p, &piece, m->headers[i].name);
+        add_piece(p, &piece, m->headers[i].value);
+    }
     if (p->bytes.failed)
         return err_set(err, E_FATAL, "%s: no memory for a message", p->label);
-    p->end[p->n++] = p->bytes.len;
+    p->first[++p->n] = piece;
     return p->n == WINDOW || p->bytes.len >= WINDOW_BYTES ? redis_flush(producer, err) : E_OK;
+}
+
+static int redis_send(struct producer *producer, struct str key, struct str value, struct err *err)
+{
+    struct producer_message m = {.key = key, .value = value};
+    return redis_put(producer, &m, err);
 }
 
 static int64_t redis_confirmed(struct producer *producer)
@@ -139,8 +159,8 @@ static int find_stream(struct redis_producer *p, struct err *err)
 int redis_producer_open(struct producer **out, const struct source_url *url,
                         const struct source_opts *opts, struct err *err)
 {
-    static const struct producer_ops ops = {"redis", redis_send, redis_confirmed, redis_flush,
-                                            redis_close};
+    static const struct producer_ops ops = {"redis",         redis_send,  redis_put,
+                                            redis_confirmed, redis_flush, redis_close};
     struct redis_producer *p = mem_alloc(1, sizeof *p);
     if (!p)
         return err_set(err, E_FATAL, "redis: no memory");

@@ -151,6 +151,8 @@ int redis_entry_parse(const redisReply *reply, struct redis_entry *out, struct e
         out->bytes += name.len + value.len;
         if (!out->job.ptr && str_eq(name, STR("job")))
             out->job = value;
+        else if (str_eq(name, STR("tranche.copies")))
+            out->copies = value;
     }
     return E_OK;
 }

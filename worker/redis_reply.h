@@ -48,9 +48,10 @@ static inline bool redis_id_eq(struct redis_id a, struct redis_id b)
 struct redis_entry {
     struct redis_id id;
     struct str id_text;
-    struct str job; /* value of the field `job`; ptr NULL: there is none */
-    bool gone;      /* its fields are no more: trimmed or deleted while pending */
-    size_t bytes;   /* of all fields */
+    struct str job;    /* value of the field `job`; ptr NULL: there is none */
+    struct str copies; /* of the field `tranche.copies`, which the outbox writes */
+    bool gone;         /* its fields are no more: trimmed or deleted while pending */
+    size_t bytes;      /* of all fields */
 };
 /* E_RETRY: not an entry. */
 int redis_entry_parse(const redisReply *reply, struct redis_entry *out,

@@ -8,11 +8,13 @@
 
 #include "engine/log.h"
 #include "worker/model_hash.h"
+#include "worker/outbox.h"
 #include "worker/show.h"
 #include "worker/sink_postgres.h"
 #include "worker/stop.h"
 #include "worker/worker.h"
 
+static const int64_t OUTBOX_NS = 5000000000; /* for the last copies */
 enum { BYTE_VOCAB = 256, BYTE_CONTEXT = 1 << 20 };
 
 void run_opts_init(struct run_opts *o)
@@ -36,6 +38,7 @@ struct session {
     struct source *source;
     struct sink *sink;
     struct spool *spool;
+    struct outbox *outbox;
     struct loaded_model model;
     struct engine *engines[ENGINES_MAX];
     int n_engines;
@@ -201,6 +204,26 @@ static int open_spool(struct session *s, struct err *err)
     return o->spool_dir ? spool_open(&s->spool, &spool, err) : E_OK;
 }
 
+static int open_outbox(struct session *s, struct err *err)
+{
+    const struct run_opts *o = &s->opts;
+    struct outbox_opts outbox = {.postgres = o->postgres,
+                                 .to = o->dead_letters,
+                                 .source_url = o->source.url,
+                                 .queue = str_of(s->source->stem),
+                                 .worker = s->worker_name,
+                                 .clock = clock_system()};
+    s->sink->queue = outbox.queue;
+    if (!o->dead_letters.url)
+        return E_OK;
+    if (!postgres_is_url(o->db))
+        return err_set(err, E_USAGE, "--dead-letters-to: want a postgres:// database, found %s",
+                       o->db);
+    outbox.postgres.url = o->db;
+    outbox.postgres.clock = outbox.clock;
+    return outbox_open(&s->outbox, &outbox, err);
+}
+
 /* Where jobs come from and where rows go. */
 static int ends_open(struct session *s, struct err *err)
 {
@@ -221,6 +244,8 @@ static int ends_open(struct session *s, struct err *err)
     rc = open_sink(s, err);
     if (rc == E_OK)
         rc = open_spool(s, err);
+    if (rc == E_OK)
+        rc = open_outbox(s, err);
     return rc == E_OK      ? EXIT_WELL
            : rc == E_USAGE ? EXIT_USAGE
            : rc == E_RETRY ? EXIT_UNREACHABLE
@@ -265,6 +290,7 @@ static int session_open(struct session *s, struct err *err)
 /* The source first: what it still holds goes to others at once. */
 static void session_close(struct session *s)
 {
+    outbox_close(s->outbox, OUTBOX_NS);
     source_close(s->source);
     for (int i = 0; i < s->n_engines; i++)
         engine_close(s->engines[i]);

@@ -17,13 +17,14 @@ enum progress_mode {
 
 /* Strings are borrowed until run_main returns; NULL and 0 mean "the default" where one is named. */
 struct run_opts {
-    const char *command;           /* "run", "worker": whose name errors carry */
-    const char *input;             /* JSONL file; "-": stdin, which needs `batch` */
-    struct source_opts source;     /* url set: in place of input */
-    const char *db;                /* SQLite file, created where absent; or a postgres:// URL */
-    struct postgres_opts postgres; /* how to reach that; its url is `db` */
-    const char *batch;             /* batch_id of lines that name none; NULL: the file's stem */
-    const char *run;               /* run of lines that name none; NULL: "main" */
+    const char *command;             /* "run", "worker": whose name errors carry */
+    const char *input;               /* JSONL file; "-": stdin, which needs `batch` */
+    struct source_opts source;       /* url set: in place of input */
+    struct source_opts dead_letters; /* where copies of dead letters go; url NULL: nowhere */
+    const char *db;                  /* SQLite file, created where absent; or a postgres:// URL */
+    struct postgres_opts postgres;   /* how to reach that; its url is `db` */
+    const char *batch;               /* batch_id of lines that name none; NULL: the file's stem */
+    const char *run;                 /* run of lines that name none; NULL: "main" */
     struct model_opts model; /* folder, template, engine. ENGINE_SIM without a folder: a byte is a
                                 token */
     const char *worker_name; /* NULL: "<host>:<pid>" */

@@ -51,6 +51,7 @@ struct dead_letter {
     struct str source_key; /* names the message for ever: "<run>/<batch_id>/<origin>" */
     struct key key;
     struct str reason, detail, payload, source;
+    struct str message_key; /* Kafka's; ptr NULL: none */
     uint8_t sha256[32];
     int32_t attempts;
     int64_t seen_ns;
@@ -162,6 +163,7 @@ struct sink {
     int32_t schema;     /* version of its tables */
     char database[80];  /* "postgres:llm", "sqlite:rows.db": whose rows a spool holds */
     int64_t retry_ns;   /* behind E_RETRY: how long to wait before the same call; 0: as you like */
+    struct str queue;   /* topic, stream or file that dead letters come from; ptr NULL: not known */
     struct str process; /* who counts: unlike that of any other process ever; ptr NULL: nobody */
 };
 static inline void sink_close(struct sink *s)

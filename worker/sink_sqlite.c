@@ -385,6 +385,8 @@ static int put_dead_letter(struct sink_sqlite *s, const struct dead_letter *d, i
     sqlite3_bind_int(st, 10, d->attempts);
     bind_time(st, 11, d->seen_ns);
     bind_str(st, 12, d->worker);
+    bind_str(st, 13, s->sink.queue);
+    sqlite3_bind_blob(st, 14, d->message_key.ptr, (int)d->message_key.len, SQLITE_STATIC);
     rc = sink_sqlite_finish(s, st, &fresh, err);
     counts->dead_letters += fresh;
     s->tally.dead_letters += fresh;

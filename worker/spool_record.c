@@ -88,7 +88,7 @@ static const size_t dead_letter_texts[] = {
     offsetof(struct dead_letter, key.batch_id), offsetof(struct dead_letter, key.custom_id),
     offsetof(struct dead_letter, reason),       offsetof(struct dead_letter, detail),
     offsetof(struct dead_letter, payload),      offsetof(struct dead_letter, source),
-    offsetof(struct dead_letter, worker)};
+    offsetof(struct dead_letter, worker),       offsetof(struct dead_letter, message_key)};
 static const size_t lost_range_texts[] = {
     offsetof(struct lost_range, run), offsetof(struct lost_range, group),
     offsetof(struct lost_range, source), offsetof(struct lost_range, reason)};

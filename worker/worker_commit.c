@@ -69,6 +69,7 @@ static void add_dead_letter(struct worker *w, struct dead_letter *d, struct job 
                               .detail = str_of(job->err.msg),
                               .payload = job->message,
                               .source = place,
+                              .message_key = job->message_key,
                               .attempts = job->attempts,
                               .seen_ns = clock_wall_ns(w->opts.clock),
                               .worker = str_of(w->opts.result->worker)};

@@ -151,7 +151,9 @@ CREATE TABLE dead_letters (
     last_seen   timestamptz NOT NULL,
     worker      text,
     copied_at   timestamptz,
-    redriven_at timestamptz
+    redriven_at timestamptz,
+    queue       text,
+    message_key bytea
 );
 CREATE INDEX dead_letters_job ON dead_letters (run, batch_id, custom_id);
 CREATE INDEX dead_letters_uncopied ON dead_letters (first_seen) WHERE copied_at IS NULL;
@@ -171,6 +173,8 @@ COMMENT ON COLUMN dead_letters.last_seen IS 'when it last came again';
 COMMENT ON COLUMN dead_letters.worker IS 'who wrote the row';
 COMMENT ON COLUMN dead_letters.copied_at IS 'when the copy reached the dead-letter queue; NULL: not yet';
 COMMENT ON COLUMN dead_letters.redriven_at IS 'when it was sent again';
+COMMENT ON COLUMN dead_letters.queue IS 'topic or stream that the message came from; a file''s stem';
+COMMENT ON COLUMN dead_letters.message_key IS 'the message''s key in Kafka; NULL: it had none';
 
 CREATE TABLE job_attempts (
     run       text COLLATE "C" NOT NULL,
@@ -339,6 +343,13 @@ SELECT source_key, run, batch_id, custom_id, reason, detail, attempts, first_see
 FROM dead_letters;
 COMMENT ON VIEW v_dead_letters IS 'Dead letters without their payload.';
 
+-- Through this view alone a worker may read a payload, and only until it is copied.
+CREATE VIEW v_outbox AS
+SELECT source_key, run, batch_id, custom_id, reason, detail, payload, sha256, source, attempts,
+       first_seen, last_seen, worker, copied_at, queue, message_key
+FROM dead_letters WHERE copied_at IS NULL;
+COMMENT ON VIEW v_outbox IS 'Dead letters whose copy has not reached a dead-letter queue yet; for workers.';
+
 -- A view's column that is a table's column says the same; the computed ones speak for themselves.
 COMMENT ON COLUMN v_batches.rows IS 'rows of results';
 COMMENT ON COLUMN v_batches.ok IS 'of these, answered';
@@ -370,6 +381,7 @@ BEGIN
                 FROM pg_class t JOIN pg_attribute b ON b.attrelid = t.oid
                 WHERE t.relkind = 'r' AND t.relnamespace = v.relnamespace AND b.attname = a.attname
                 ORDER BY t.relname = CASE v.relname WHEN 'v_dead_letters' THEN 'dead_letters'
+                                     WHEN 'v_outbox' THEN 'dead_letters'
                                      WHEN 'v_progress' THEN 'batches' ELSE 'results' END DESC
                 LIMIT 1) AS text
         FROM pg_class v JOIN pg_attribute a ON a.attrelid = v.oid AND a.attnum > 0
@@ -404,6 +416,7 @@ GRANT SELECT (run, batch_id, custom_id, request_sha256) ON results TO tranche_wo
 GRANT INSERT ON dead_letters TO tranche_worker;
 GRANT SELECT (source_key, last_seen, copied_at), UPDATE (last_seen, copied_at) ON dead_letters
     TO tranche_worker;
+GRANT SELECT, UPDATE (copied_at) ON v_outbox TO tranche_worker;
 GRANT SELECT, INSERT, UPDATE ON batches, partition_progress TO tranche_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON job_attempts, parked TO tranche_worker;
 GRANT SELECT, INSERT ON lost_ranges TO tranche_worker;

@@ -83,7 +83,9 @@ CREATE TABLE dead_letters (
     last_seen   TEXT NOT NULL,    -- when it last came again
     worker      TEXT,             -- who wrote the row
     copied_at   TEXT,             -- when the copy reached the dead-letter queue; NULL: not yet
-    redriven_at TEXT              -- when it was sent again
+    redriven_at TEXT,             -- when it was sent again
+    queue       TEXT,             -- topic or stream that the message came from; a file's stem
+    message_key BLOB              -- the message's key in Kafka; NULL: it had none
 );
 CREATE INDEX dead_letters_job ON dead_letters (run, batch_id, custom_id);
 
@@ -213,5 +215,11 @@ CREATE VIEW v_dead_letters AS
 SELECT source_key, run, batch_id, custom_id, reason, detail, attempts, first_seen, last_seen,
        copied_at, redriven_at
 FROM dead_letters;
+
+-- Dead letters whose copy has not reached a dead-letter queue yet; for workers.
+CREATE VIEW v_outbox AS
+SELECT source_key, run, batch_id, custom_id, reason, detail, payload, sha256, source, attempts,
+       first_seen, last_seen, worker, copied_at, queue, message_key
+FROM dead_letters WHERE copied_at IS NULL;
 
 INSERT INTO schema_migrations (version, name) VALUES (1, '001_init');

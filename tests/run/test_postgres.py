@@ -396,7 +396,8 @@ def test_the_contract_on_a_real_server(binary):
                               stderr=subprocess.STDOUT, check=False,
                               env={**os.environ, "TRANCHE_TEST_POSTGRES": own.url("postgres")})
     text = done.stdout.decode()
-    assert done.returncode == 0 and "[  PASSED  ] 8 test(s)." in text, text
+    assert done.returncode == 0 and "[  SKIPPED ]" not in text, text
+    assert int(re.search(r"\[  PASSED  \] (\d+) test", text)[1]) >= 8, text
 
 
 def test_doctor_looks_at_the_server(server, database, tranche):
@@ -574,9 +575,10 @@ def test_least_privilege(server, database, tranche, tmp_path):
     analyst, redrive = f"analyst_{name}", f"redrive_{name}"
     views = [r[0] for r in server.ask(name, "SELECT viewname FROM pg_views WHERE "
                                       "schemaname='tranche'")]
-    assert len(views) == 8
-    for view in views:
+    assert len(views) == 9 and "v_outbox" in views
+    for view in set(views) - {"v_outbox"}:
         server.ask(name, f"SELECT * FROM tranche.{view}", user=analyst)
+    refused(server, name, analyst, "SELECT * FROM tranche.v_outbox")
     for table in ("results", "dead_letters", "batches", "parked", "job_attempts"):
         refused(server, name, analyst, f"SELECT * FROM tranche.{table}")
     refused(server, name, analyst, "CREATE TEMP TABLE x (a int)")
