@@ -48,6 +48,7 @@ fuzz: ## fuzz each parser for SECONDS (60)
 	@tests/drive.py fuzz $(or $(SECONDS),60)
 
 cuda: ## build/cuda/tranche with the CUDA engine; finds or fetches a toolkit
+	@tools/install.sh cuda
 	@root=$$(tools/cuda_toolkit.sh) && cmake -S . -B build/cuda -G Ninja -DCMAKE_BUILD_TYPE=Release \
 		-DTRANCHE_CUDA=$$root >/dev/null && cmake --build build/cuda --target tranche
 

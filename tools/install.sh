@@ -3,6 +3,7 @@
 #   tools/install.sh run     what building and running takes
 #   tools/install.sh demo    that, and the servers of `make demo`
 #   tools/install.sh test    what building, running and the tests take
+#   tools/install.sh cuda    what building the CUDA engine takes beside a toolkit
 #   tools/install.sh bench   that, and the yardsticks of `make bench`
 #   tools/install.sh golden  what remaking the golden files takes
 # Debian 12 and Ubuntu 24.04. Asks dpkg first, so a machine that has everything pays milliseconds.
@@ -10,7 +11,8 @@ set -eu
 
 run="gcc libc6-dev cmake ninja-build pkg-config git libjansson-dev libutf8proc-dev libssl-dev libsqlite3-dev sqlite3"
 run="$run libpq-dev librdkafka-dev libhiredis-dev"
-tests="clang-14 libclang-rt-14-dev llvm-14 clang-format-14 ccache libcmocka-dev python3 python3-venv python3-pytest"
+cuda="g++ python3-venv"
+tests="clang-14 libclang-rt-14-dev llvm-14 clang-format-14 ccache libcmocka-dev python3 $cuda python3-pytest"
 tests="$tests postgresql pgbouncer python3-psycopg2 redis-server python3-redis kcat python3-confluent-kafka default-jre-headless maven"
 # Texts and public tokenizers for the tests come out of registry packages; any npm will do.
 command -v npm >/dev/null 2>&1 || tests="$tests npm"
@@ -19,10 +21,11 @@ case "${1:-}" in
 run) want=$run ;;
 demo) want="$run $demo" ;;
 test) want="$run $tests" ;;
+cuda) want="$run $cuda" ;;
 bench) want="$run $tests libopenblas0-pthread" ;;
 golden) want="git python3 python3-venv npm" ;;
 *)
-    echo "usage: tools/install.sh run|demo|test|bench|golden" >&2
+    echo "usage: tools/install.sh run|demo|test|cuda|bench|golden" >&2
     exit 64
     ;;
 esac
