@@ -91,7 +91,10 @@ struct backend_ops {
     void (*rope_kv)(struct backend *, struct buffer *qkv, int32_t layer, const struct rope_args *);
     void (*attention)(struct backend *, struct buffer *out, const struct buffer *qkv, int32_t layer,
                       const struct attention_shape *);
-    void (*swiglu)(struct backend *, struct buffer *out, const struct buffer *gate_up);
+    /* out = silu(gate) * up, where gate and up are the halves of x . w^T (+ bias), rounded like any
+     * product. gate_up [rows, 2F] is the op's to write in; nobody reads it afterwards. */
+    void (*linear_swiglu)(struct backend *, struct buffer *out, struct buffer *gate_up,
+                          const struct buffer *x, const struct weight *, const float *bias);
     /* Gathers the logit rows of x into `scratch` (of x's shape), applies the final norm and the
      * head, samples each row; in turns of logits_cap rows. */
     void (*head)(struct backend *, const struct buffer *x, struct buffer *scratch,

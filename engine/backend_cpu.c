@@ -235,10 +235,12 @@ static void cpu_attention(struct backend *b, struct buffer *out, const struct bu
                   c->opts.dtype);
 }
 
-static void cpu_swiglu(struct backend *b, struct buffer *out, const struct buffer *gate_up)
+static void cpu_linear_swiglu(struct backend *b, struct buffer *out, struct buffer *gate_up,
+                              const struct buffer *x, const struct weight *w, const float *bias)
 {
     struct backend_cpu *c = self(b);
     CHECK(gate_up->cols == 2 * out->cols);
+    cpu_linear(b, gate_up, x, w, bias, NULL);
     swiglu_cpu(c->cpu, out->data, gate_up->data, c->step->rows.n, out->cols, c->opts.dtype);
 }
 
@@ -325,7 +327,7 @@ static const struct backend_ops cpu_ops = {
     .linear = cpu_linear,
     .rope_kv = cpu_rope_kv,
     .attention = cpu_attention,
-    .swiglu = cpu_swiglu,
+    .linear_swiglu = cpu_linear_swiglu,
     .head = cpu_head,
     .step_end = cpu_step_end,
 };

@@ -85,11 +85,19 @@ static void op_attention(struct backend *base, struct buffer *out, const struct 
             b, attention_decode_cuda(&a, shape->head_dim, 2 * b->n_sms, b->n_merges, b->stream));
 }
 
-static void op_swiglu(struct backend *base, struct buffer *out, const struct buffer *gate_up)
+static void op_linear_swiglu(struct backend *base, struct buffer *out, struct buffer *gate_up,
+                             const struct buffer *x, const struct weight *w, const float *bias)
 {
     struct cuda_backend *b = cuda_self(base);
-    cuda_launched(b, swiglu_cuda(out->data, gate_up->data, b->step->rows.n,
-                                 (int)(gate_up->cols / 2), b->stream));
+    const int f = (int)(w->n / 2);
+    if (!bias && cuda_swiglu_fits(b, w, b->step->rows.n) &&
+        cuda_swiglu_proven(b, out, gate_up, x, w)) {
+        cuda_launched(b, gemm_swiglu_cuda(out->data, x->data, w->data, b->step->rows.n, f,
+                                          (int)w->k, b->n_sms, b->stream));
+        return;
+    }
+    op_linear(base, gate_up, x, w, bias, NULL);
+    cuda_launched(b, swiglu_cuda(out->data, gate_up->data, b->step->rows.n, f, b->stream));
 }
 
 /* In turns of logits_cap rows: a step that scores its prompt may have more. */
@@ -241,7 +249,7 @@ int backend_cuda_open(struct backend **out, const struct backend_opts *opts, int
         .linear = op_linear,
         .rope_kv = op_rope_kv,
         .attention = op_attention,
-        .swiglu = op_swiglu,
+        .linear_swiglu = op_linear_swiglu,
         .head = op_head,
         .step_end = cuda_step_end,
     };

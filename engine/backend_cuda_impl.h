@@ -25,6 +25,7 @@ enum {
     PLANS_MAX = 512,
     OWNED_MAX = 8192,
     CANDIDATES = 16,
+    FUSED_MAX = 8,              /* shapes of gate_up, one a model */
     WORKSPACE_BYTES = 32 << 20, /* what NVIDIA recommends for Hopper */
     BLOCK_TABLE_DELTAS_PER_ROW = 2,
     TILE_ROWS = 128,       /* packed rows of one tile of the attention tile kernel */
@@ -112,6 +113,11 @@ struct graph {
     int64_t used; /* step that used it last */
 };
 
+struct fused { /* a shape's product with SwiGLU in its epilogue */
+    int64_t n, k;
+    bool proven;
+};
+
 struct slot_history { /* what the counts row of a slot stands for */
     const int32_t *prompt, *output;
     int32_t n_output;
@@ -145,6 +151,8 @@ struct cuda_backend {
     int32_t *counts_ids;
     float *logits, *scratch, *partial;
     int64_t logits_stride;
+    struct fused fused[FUSED_MAX];
+    int n_fused;
     void *proof[2]; /* where plan_prove's products go; taken with the first plan */
     int32_t *differ;
     int64_t widest_n; /* of the weights that are no head */
@@ -213,6 +221,12 @@ void cuda_gemm(struct cuda_backend *b, void *out, const struct product *on, int 
 /* Rows that a GEMM of m rows computes. */
 int64_t cuda_gemm_rows(int64_t m);
 void cuda_gemm_close(struct cuda_backend *b);
+
+/* cuda_swiglu.c: the product with SwiGLU in its epilogue: whether it is the better one for these
+ * rows, and whether its bits are those of the product and swiglu_cuda. */
+bool cuda_swiglu_fits(const struct cuda_backend *b, const struct weight *w, int64_t rows);
+bool cuda_swiglu_proven(struct cuda_backend *b, struct buffer *out, struct buffer *gate_up,
+                        const struct buffer *x, const struct weight *w);
 
 /* cuda_attention.c: the attention kernels' work lists of a step, into h. */
 int64_t cuda_tiles_cap(const struct backend_opts *o);

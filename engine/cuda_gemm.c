@@ -4,7 +4,7 @@
 #include "engine/backend_cuda_impl.h"
 #include "engine/log.h"
 
-enum { TIMED_RUNS = 3, FLUSH_BYTES = 160 << 20 };
+enum { TIMED_RUNS = 3, FLUSH_BYTES = 160 << 20, WIDEST_ROWS_MIN = 256 };
 
 /* Rows run in buckets: a step of 700 rows runs as 704. The rows past the end are computed and
  * unused; a row's bits do not depend on the bucket. (2,816 is a multiple of 128.) */
@@ -310,8 +310,11 @@ static struct plan *plan_get(struct cuda_backend *b, const struct product *on, i
                              struct err *err)
 {
     const int64_t n = on->w->n, k = on->w->k;
-    const int64_t widest_m =
-        cuda_gemm_rows(kind == LINEAR_LOGITS ? b->opts.logits_cap : b->opts.rows_cap);
+    /* At least 256 rows, which every buffer has: at K = 8,960 and up to 64 rows most candidates sum
+     * in another order, and an engine of small steps must give the bits of any other. */
+    const int64_t widest_m = kind == LINEAR_LOGITS
+                                 ? cuda_gemm_rows(b->opts.logits_cap)
+                                 : TR_MAX(cuda_gemm_rows(b->opts.rows_cap), WIDEST_ROWS_MIN);
     struct plan *widest = plan_find(b, n, k, widest_m, kind);
     if (!widest)
         widest = plan_add(b, on, widest_m, kind, NULL, err);

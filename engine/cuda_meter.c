@@ -64,9 +64,7 @@ static void timed_rmsnorm(struct backend *b, struct buffer *out, const struct bu
 static void timed_linear(struct backend *b, struct buffer *out, const struct buffer *x,
                          const struct weight *w, const float *bias, const struct buffer *residual)
 {
-    mark(residual                  ? x->cols > out->cols ? "gemm down" : "gemm o"
-         : out->cols > 4 * x->cols ? "gemm gate_up"
-                                   : "gemm qkv");
+    mark(!residual ? "gemm qkv" : x->cols > out->cols ? "gemm down" : "gemm o");
     marks.real->linear(b, out, x, w, bias, residual);
 }
 
@@ -84,10 +82,11 @@ static void timed_attention(struct backend *b, struct buffer *out, const struct 
     marks.real->attention(b, out, qkv, layer, s);
 }
 
-static void timed_swiglu(struct backend *b, struct buffer *out, const struct buffer *gate_up)
+static void timed_linear_swiglu(struct backend *b, struct buffer *out, struct buffer *gate_up,
+                                const struct buffer *x, const struct weight *w, const float *bias)
 {
-    mark("swiglu");
-    marks.real->swiglu(b, out, gate_up);
+    mark("gate_up and swiglu");
+    marks.real->linear_swiglu(b, out, gate_up, x, w, bias);
 }
 
 static void timed_head(struct backend *b, const struct buffer *x, struct buffer *scratch,
@@ -113,7 +112,7 @@ static void set_timed(struct cuda_meter *m)
     m->timed.linear = timed_linear;
     m->timed.rope_kv = timed_rope;
     m->timed.attention = timed_attention;
-    m->timed.swiglu = timed_swiglu;
+    m->timed.linear_swiglu = timed_linear_swiglu;
     m->timed.head = timed_head;
     m->timed.step_end = timed_end;
 }

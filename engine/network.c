@@ -210,8 +210,7 @@ static int forward(struct network *n, const struct step *step, int32_t n_layers,
         ops->attention(b, &n->attn, &n->qkv, i, &shape);
         ops->linear(b, &n->x, &n->attn, l->o, l->o_bias, &n->x);
         ops->rmsnorm(b, &n->h, &n->x, l->mlp_norm, c->norm_eps);
-        ops->linear(b, &n->gate_up, &n->h, l->gate_up, l->gate_up_bias, NULL);
-        ops->swiglu(b, &n->act, &n->gate_up);
+        ops->linear_swiglu(b, &n->act, &n->gate_up, &n->h, l->gate_up, l->gate_up_bias);
         ops->linear(b, &n->x, &n->act, l->down, l->down_bias, &n->x);
     }
     ops->head(b, &n->x, &n->h, n->norm, c->norm_eps, n->head);

@@ -58,6 +58,13 @@ int rmsnorm_cuda(bf16 *out, const bf16 *x, const float *w, float eps, int t, int
                  const int32_t *rows, void *stream);
 int swiglu_cuda(bf16 *out, const bf16 *gate_up, int t, int f, void *stream);
 
+/* out[t, f] = silu(x . w[0:f]^T) * (x . w[f:2f]^T), bf16, the rounding of a product and
+ * swiglu_cuda. f is a multiple of 128, k of 64 and at least 512. Rows are computed by 256: x and
+ * out have as many as that takes.
+ */
+int gemm_swiglu_cuda(bf16 *out, const bf16 *x, const bf16 *w, int t, int f, int k, int n_sms,
+                     void *stream);
+
 struct rope_cuda {
     bf16 *qkv, *kv;                         /* [t, (H+2G)*Dh]; this layer's arena */
     const float *cos_sin, *q_norm, *k_norm; /* as struct rope_args */

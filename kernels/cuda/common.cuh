@@ -33,6 +33,15 @@ DEVICE float warp_sum(float v)
     return v;
 }
 
+/* x / (1 + e^-x), two approximate units: about 2^-21. Results below 2^-126 are 0. */
+DEVICE float silu(float x)
+{
+    float e, r;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(e) : "f"(__fmul_rn(x, -1.4426950408889634f)));
+    asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(r) : "f"(__fadd_rn(1.f, e)));
+    return __fmul_rn(x, r);
+}
+
 DEVICE uint32_t shared_address(const void *ptr)
 {
     return static_cast<uint32_t>(__cvta_generic_to_shared(ptr));

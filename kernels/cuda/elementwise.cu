@@ -18,11 +18,6 @@ __global__ void embed_kernel(bf16 *out, const bf16 *table, const int32_t *tokens
         __ldg(reinterpret_cast<const uint4 *>(table) + (int64_t)(id < 0 ? 0 : id) * row_pieces + c);
 }
 
-DEVICE float silu(float x)
-{
-    return __fdividef(x, __fadd_rn(1.f, __expf(-x)));
-}
-
 __global__ void swiglu_kernel(bf16 *out, const bf16 *gate_up, int64_t pieces, int row_pieces)
 {
     const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
