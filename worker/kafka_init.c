@@ -59,6 +59,13 @@ static int make_offsets(rd_kafka_t *rk, const char *topic, int32_t n, bool from_
     }
     if (code == RD_KAFKA_RESP_ERR_NO_ERROR && missing->cnt)
         code = rd_kafka_commit(rk, missing, 0);
+    if (code == RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID ||
+        code == RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION) {
+        /* Only members may commit while there are any. A worker commits each start at once. */
+        LOG(LOG_WARN, "offsets_left", LOG_S("topic", topic), LOG_I("partitions", missing->cnt),
+            LOG_S("why", "the group has members now, of this topic or of another"));
+        code = RD_KAFKA_RESP_ERR_NO_ERROR;
+    }
     rd_kafka_topic_partition_list_destroy(all);
     rd_kafka_topic_partition_list_destroy(missing);
     if (code != RD_KAFKA_RESP_ERR_NO_ERROR)

@@ -612,3 +612,22 @@ def test_submit_reads_standard_input(desk, redis):
     assert "standard input: job 8" in desk.err
     assert desk.json("status", "--db", desk.db, "--source", desk.queue)["source"]["lag"] == 7
     assert desk.json("status", "--db", desk.db, "b")["batches"][0]["total"] == 7
+
+
+# ---- init ----
+
+def test_init_beside_a_group_at_work(binary, tmp_path, broker):
+    """Members of the group, if only of another topic, keep others from setting its offsets."""
+    desk = on_kafka(SqliteDesk(binary, tmp_path, "at_work"), broker)
+    desk.submit(jobs(30), "b")
+    worker = start(desk, "--sim-step", "100ms", "--slots", "1", "--grace", "0s")
+    try:
+        wait(lambda: rows(desk) > 0)
+        other = desk.queue + "-2"
+        assert desk.call("init", "--source", other) == f"made {other} group=tranche\n"
+        assert "offsets_left" in desk.err
+    finally:
+        worker.terminate()
+        worker.wait(60)
+    assert desk.call("init", "--source", other) == f"found {other} group=tranche\n"
+    assert "offsets_left" not in desk.err
