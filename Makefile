@@ -28,6 +28,7 @@ bench: ## measure ceilings and our share of them on this machine
 	@tools/install.sh bench
 	@tools/build.sh release
 	@tests/run/postgres_server.py $(BUILD)/sink_postgres_bench
+	@tests/bench/queue_bench.py
 	@for bench in $(BUILD)/*_bench; do [ ! -x $$bench ] || $$bench || exit 1; done
 	@$(BIN) bench --model examples/tiny-model $(BENCH)
 
