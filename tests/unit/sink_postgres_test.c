@@ -388,6 +388,65 @@ static void large_rows_go_in_pieces(void **state)
     sink_close(s);
 }
 
+/* A clock that is set by hand: waits of the policy pass at once. */
+static int64_t ahead_ns;
+static int64_t ahead_mono(void *ctx)
+{
+    (void)ctx;
+    return clock_mono_ns(clock_system()) + ahead_ns;
+}
+static int64_t ahead_wall(void *ctx)
+{
+    (void)ctx;
+    return clock_wall_ns(clock_system());
+}
+static void ahead_sleep(void *ctx, int64_t ns)
+{
+    (void)ctx;
+    ahead_ns += ns;
+}
+
+/* A right that is gone: every 30 s again, and the end after ten minutes; one success in between
+ * begins them anew. Nothing is blamed on the row. */
+static void configuration_faults_have_ten_minutes(void **state)
+{
+    (void)state;
+    static const struct clock ahead = {ahead_mono, ahead_wall, ahead_sleep, NULL};
+    const struct clock *usual = opts.clock;
+    opts.clock = &ahead;
+    struct sink *s = fresh();
+    opts.clock = usual;
+    run_sql("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION "
+            "'injected' USING ERRCODE = '42501'; END $$");
+    struct result r = make_result("a", STR("x"), RESULT_OK);
+    const struct result *at = &r;
+    struct commit c = {.results = &at, .n_results = 1, .now_ns = now};
+    for (int round = 0; round < 2; round++) {
+        int64_t waited = 0;
+        int rc;
+        run_sql("CREATE TRIGGER refuse BEFORE INSERT ON tranche.results EXECUTE FUNCTION refuse()");
+        for (;;) {
+            struct commit_counts counts;
+            struct err err = {0};
+            rc = s->ops->commit(s, &c, &counts, &err);
+            assert_string_equal(err.type, "database_config");
+            if (rc != E_RETRY || (round == 0 && waited >= 570000000000))
+                break;
+            assert_true(s->retry_ns == 30000000000);
+            ahead_ns += s->retry_ns;
+            waited += s->retry_ns;
+        }
+        assert_int_equal(rc, round == 0 ? E_RETRY : E_FATAL);
+        assert_true(waited >= 570000000000 && waited <= 600000000000);
+        run_sql("DROP TRIGGER refuse ON tranche.results");
+        if (round == 0)
+            assert_int_equal(commit_all(s, &r, 1, NULL, 0).inserted, 1);
+    }
+    assert_int_equal(ask("SELECT count(*) FROM tranche.results WHERE status='ok'"), 1);
+    run_sql("DROP FUNCTION refuse");
+    sink_close(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -401,6 +460,7 @@ int main(void)
         cmocka_unit_test(parked_states_come_back_whole),
         cmocka_unit_test(progress_never_goes_back),
         cmocka_unit_test(large_rows_go_in_pieces),
+        cmocka_unit_test(configuration_faults_have_ten_minutes),
     };
     return cmocka_run_group_tests(tests, group_up, group_down);
 }

@@ -510,6 +510,30 @@ static void an_outage_loses_and_doubles_nothing(void **state)
         }
 }
 
+/* The outage ends with a database that will never take a row (a configuration that nobody mended):
+ * the worker leaves with that reason, and the rows stay in the spool. */
+static void an_outage_that_ends_badly_keeps_the_spool(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = many,
+                          .n = MANY,
+                          .down_at = 3,
+                          .down_for = 40,
+                          .fatal_at = 12,
+                          .spool_bytes = 1 << 20,
+                          .step_ns = 500000};
+    assert_int_equal(run(&set), E_FATAL);
+    assert_string_equal(error.msg, "injected");
+    assert_true(summary.work_left && summary.spooled > 0 && spool_left > 0);
+    assert_int_equal(source.acked_without_row, 0);
+    assert_true(source.acked <= ask("SELECT count(*) FROM results"));
+    set.down_for = set.fatal_at = 0;
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(MANY);
+    assert_int_equal(ask("SELECT count(*) FROM results"), MANY);
+    assert_int_equal(spool_left, 0);
+}
+
 static void *stop_soon(void *arg)
 {
     clock_sleep_ns(clock_system(), 1000000000);
@@ -722,6 +746,7 @@ int main(void)
         WITH_FILE(suspects_run_apart_and_the_convicted_not_at_all),
         WITH_FILE(a_dead_sink_leaves_the_rest_unacknowledged),
         WITH_FILE(an_outage_loses_and_doubles_nothing),
+        WITH_FILE(an_outage_that_ends_badly_keeps_the_spool),
         WITH_FILE(the_next_worker_replays),
         WITH_FILE(twins_and_conflicts_in_flight),
         WITH_FILE(bad_lines_do_not_stop_the_rest),
