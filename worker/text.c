@@ -102,7 +102,8 @@ void text_json_str(struct text *t, struct str s)
             text_f(t, "\\u%04x", c);
         from = i + 1;
     }
-    text_add(t, (struct str){s.ptr + from, s.len - from});
+    if (from < s.len) /* a NULL has no bytes to point at */
+        text_add(t, (struct str){s.ptr + from, s.len - from});
     text_char(t, '"');
 }
 

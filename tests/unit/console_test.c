@@ -1,4 +1,4 @@
-/* console and dead_letters: times, spans, filters, runs of a redrive: pure functions. */
+/* console, dead_letters, text: times, spans, filters, runs of a redrive: pure functions. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -112,6 +112,15 @@ static void a_message_keeps_its_body(void **state)
     text_close(&out);
 }
 
+static void an_absent_text_is_an_empty_string(void **state)
+{
+    (void)state;
+    struct text out = {0};
+    text_json_str(&out, (struct str){NULL, 0});
+    assert_true(str_eq(text_view(&out), STR("\"\"")));
+    text_close(&out);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -120,6 +129,7 @@ int main(void)
         cmocka_unit_test(filters_name_what_they_want),
         cmocka_unit_test(a_letter_is_sent_again_three_times),
         cmocka_unit_test(a_message_keeps_its_body),
+        cmocka_unit_test(an_absent_text_is_an_empty_string),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
