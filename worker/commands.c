@@ -55,6 +55,10 @@ static int run_options(struct run_opts *o, const struct config *config, struct e
     o->flush_ns = config_int(config, "flush-interval");
     o->grace_ns = config_int(config, "grace");
     o->progress = modes[config_choice(config, "progress")];
+    o->supervisor = (struct supervisor_opts){.off = !config_flag(config, "supervise"),
+                                             .watchdog_ns = config_int(config, "watchdog"),
+                                             .memory = config_int(config, "memory-limit"),
+                                             .restarts = (int32_t)config_int(config, "restarts")};
     return model_opts_from_config(&o->model, config, err);
 }
 

@@ -24,7 +24,8 @@ int engine_group_open(struct engine_group **out, const struct engine_group_opts 
                                        .ready = opts->ready,
                                        .tasks = opts->tasks,
                                        .events = opts->events,
-                                       .clock = opts->clock};
+                                       .clock = opts->clock,
+                                       .self = opts->self};
         rc = engine_thread_open(&g->threads[g->n], &o, err);
     }
     if (rc < 0) {

@@ -88,6 +88,7 @@ static bool submit(struct engine_thread *et, int64_t wait_ns)
             return false;
         }
         c->in_engine = rc == ENGINE_ACCEPTED;
+        job->submitted = true;
         FAILPOINT("s6.after_submit");
         bool last = ++et->next_choice == job->n_choices;
         if (last)
@@ -123,6 +124,7 @@ static void take_finished(struct engine_thread *et, const struct finished *finis
 static int run(struct engine_thread *et, struct finished *finished)
 {
     while (!atomic_load(&et->stop)) {
+        supervised_beat(et->opts.self, et->opts.member);
         int64_t until_ns = atomic_load(&et->drain_until_ns);
         engine_drain_mind_cuts(et);
         if (until_ns != INT64_MAX)
@@ -154,10 +156,12 @@ static void *engine_main(void *arg)
     struct finished *finished = mem_alloc(FINISHED_BATCH, sizeof *finished);
     struct item failed = {EVENT_ENGINE_FAILED, NULL}, idle = {EVENT_ENGINE_IDLE, NULL};
     int end = EVENT_ENGINE_FAILED;
+    supervised_arm(et->opts.self, et->opts.member, true);
     if (finished)
         end = run(et, finished);
     else
         err_set(&et->err, E_FATAL, "engine thread: no memory");
+    supervised_arm(et->opts.self, et->opts.member, false);
     mem_free(finished);
     et->stats_ns = INT64_MIN / 2;
     note_stats(et);

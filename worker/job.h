@@ -107,7 +107,8 @@ struct job {
     struct job *running_before, *running_behind; /* jobs with the engine; its thread's */
     struct job_choice *choices;                  /* [n_choices], from prepare_choices */
     int32_t n_choices, n_left;
-    void *output; /* where the choices' ids and logprobs go; freed once they are text */
+    bool submitted; /* an engine has had one of them */
+    void *output;   /* where the choices' ids and logprobs go; freed once they are text */
     size_t output_bytes;
     int64_t finished_ns;         /* wall clock, when the last choice ended */
     struct result *result;       /* from result.c */

@@ -251,6 +251,15 @@ const struct option option_table[] = {
      "after Ctrl-C or SIGTERM, be gone by then: three quarters for what runs to finish, then the "
      "rest is "
      "parked"},
+    {"supervise", WORK, OPTION_FLAG, "true", 0, 0, NULL, NULL, "Crashes",
+     "a small parent process starts the worker again when it dies, and records why"},
+    {"watchdog", WORK, OPTION_DURATION, "5m", 0, 86400, NULL, "TIME", "Crashes",
+     "a step of an engine that takes longer is a hang: the worker is killed; 0s: never"},
+    {"memory-limit", WORK, OPTION_SIZE, "0", 0, 64 * TIB, NULL, "SIZE", "Crashes",
+     "a worker with more resident memory is killed; set it below the container's limit, which "
+     "leaves nobody to record why; 0: none"},
+    {"restarts", WORK, OPTION_INT, "20", 0, 1 << 20, NULL, "N", "Crashes",
+     "deaths in a row without a row written before it gives up; 0: never start again"},
     {"strict", RUN, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Jobs",
      "exit 3 when a row failed or was invalid"},
     {"progress", WORK, OPTION_CHOICE, "auto", 0, 0, "auto|live|plain|off", "KIND", "Jobs",

@@ -16,6 +16,7 @@
 
 static const int64_t OUTBOX_NS = 5000000000; /* for the last copies */
 enum { BYTE_VOCAB = 256, BYTE_CONTEXT = 1 << 20 };
+static const int64_t RECORD_NS = 10000000000;
 
 void run_opts_init(struct run_opts *o)
 {
@@ -29,7 +30,8 @@ void run_opts_init(struct run_opts *o)
         .claim_bytes = 256 << 20,
         .flush_rows = 512,
         .flush_ns = 5000000000,
-        .grace_ns = 30000000000};
+        .grace_ns = 30000000000,
+        .supervisor = {.off = true}};
 }
 
 /* Everything that a run opens, in the order of opening. */
@@ -46,6 +48,7 @@ struct session {
     struct prepare_context prepare;
     struct result_context result;
     char worker_name[300], revision[17], weights[65];
+    struct supervised *self;
 };
 
 static void fill_defaults(struct session *s)
@@ -68,7 +71,7 @@ static void fill_defaults(struct session *s)
     } else {
         char host[256] = "";
         gethostname(host, sizeof host - 1);
-        snprintf(s->worker_name, sizeof s->worker_name, "%s:%ld", host, (long)getpid());
+        snprintf(s->worker_name, sizeof s->worker_name, "%s:%ld", host, (long)s->self->pid);
     }
 }
 
@@ -224,6 +227,20 @@ static int open_outbox(struct session *s, struct err *err)
     return outbox_open(&s->outbox, &outbox, err);
 }
 
+static int record_deaths(struct session *s, struct err *err)
+{
+    s->sink->process = str_of(s->self->process);
+    return deaths_record(s->self, s->sink, TR_MAX(s->opts.postgres.connect_ns, RECORD_NS), err);
+}
+
+static int exit_of(int rc)
+{
+    return rc == E_OK      ? EXIT_WELL
+           : rc == E_USAGE ? EXIT_USAGE
+           : rc == E_RETRY ? EXIT_UNREACHABLE
+                           : EXIT_MODEL;
+}
+
 /* Where jobs come from and where rows go. */
 static int ends_open(struct session *s, struct err *err)
 {
@@ -246,10 +263,7 @@ static int ends_open(struct session *s, struct err *err)
         rc = open_spool(s, err);
     if (rc == E_OK)
         rc = open_outbox(s, err);
-    return rc == E_OK      ? EXIT_WELL
-           : rc == E_USAGE ? EXIT_USAGE
-           : rc == E_RETRY ? EXIT_UNREACHABLE
-                           : EXIT_MODEL;
+    return exit_of(rc);
 }
 
 /* Opens the rest; on failure the exit code, and err says why. */
@@ -257,6 +271,8 @@ static int session_open(struct session *s, struct err *err)
 {
     const struct run_opts *o = &s->opts;
     int code = ends_open(s, err);
+    if (code == EXIT_WELL)
+        code = exit_of(record_deaths(s, err));
     if (code != EXIT_WELL)
         return code;
     int rc = loaded_model_open(&s->model, &o->model, err);
@@ -369,7 +385,8 @@ static int run_session(struct session *s, struct err *err)
                             .flush_ns = o->flush_ns,
                             .grace_ns = o->grace_ns,
                             .stop_signal = stop_count(),
-                            .progress = shown ? &meter : NULL};
+                            .progress = shown ? &meter : NULL,
+                            .self = s->self};
     LOG(LOG_INFO, "run_started", LOG_S("input", s->source->label), LOG_S("db", o->db),
         LOG_STR("batch", s->prepare.defaults.batch_id), LOG_S("run", o->run),
         LOG_S("config_revision", s->revision), LOG_S("fingerprint", s->result.fingerprint));
@@ -386,24 +403,46 @@ static int run_session(struct session *s, struct err *err)
     return code;
 }
 
-int run_main(const struct run_opts *o)
+static int run_work(struct session *s, struct err *err)
 {
-    struct session s = {.opts = *o};
+    int code = session_open(s, err);
+    return code == EXIT_WELL ? run_session(s, err) : code;
+}
+
+static int run_record(struct session *s, struct err *err)
+{
+    int code = exit_of(open_sink(s, err));
+    return code == EXIT_WELL ? exit_of(record_deaths(s, err)) : code;
+}
+
+static int run_child(void *ctx, struct supervised *self, enum child_task task)
+{
+    const struct run_opts *o = ctx;
+    struct session s = {.opts = *o, .self = self};
     struct err err = {0};
     stop_catch();
     fill_defaults(&s);
-    int code = session_open(&s, &err);
-    if (code == EXIT_WELL)
-        code = run_session(&s, &err);
+    supervised_begin(self, s.worker_name);
+    int code = task == CHILD_RECORD ? run_record(&s, &err) : run_work(&s, &err);
     if (err.code)
         fprintf(stderr, "tranche %s: %s\n", o->command, err.msg);
     char batch[JOB_ORIGIN_MAX + 1] = "";
     if (s.source)
         snprintf(batch, sizeof batch, "%s", o->batch ? o->batch : s.source->stem);
     session_close(&s);
+    supervised_end();
     stop_release();
     /* Behind the close: the sink has then written all of it to the file. */
-    if (o->show > 0 && !err.code)
+    if (o->show > 0 && !err.code && task == CHILD_WORK)
         show_rows(o, s.opts.run, o->batch ? o->batch : batch, stdout);
     return code;
+}
+
+int run_main(const struct run_opts *o)
+{
+    struct supervisor_opts supervisor = o->supervisor;
+    supervisor.clock = clock_system();
+    if (o->input && strcmp(o->input, "-") == 0)
+        supervisor.restarts = 0;
+    return supervisor_run(&supervisor, run_child, (void *)(uintptr_t)o);
 }

@@ -7,6 +7,7 @@
 #include "worker/open_model.h"
 #include "worker/postgres_connection.h"
 #include "worker/source_open.h"
+#include "worker/supervisor.h"
 
 enum progress_mode {
     PROGRESS_AUTO, /* a live line on a terminal, else plain lines */
@@ -41,10 +42,14 @@ struct run_opts {
     bool strict;        /* exit 3 when a row is not `ok` */
     int32_t show;       /* > 0: that many first rows, the counts, the next commands */
     enum progress_mode progress;
+    struct supervisor_opts supervisor;
 };
 void run_opts_init(struct run_opts *o); /* every default filled in; input and db NULL */
 
-/* Runs to the end of the input; of a queue until it is stopped or idle. Installs handlers for
+/* Runs in a child process that it supervises, unless told not to: so a job of a file that kills the
+ * process gets its row too, not only one of a queue. Standard input cannot be read twice: there the
+ * child is not started again.
+ * Runs to the end of the input; of a queue until it is stopped or idle. Installs handlers for
  * SIGINT and SIGTERM while it runs: the first signal drains within grace_ns, the second leaves at
  * once. Summary and table go to stdout, progress and log lines to stderr. Returns an enum
  * exit_code. */

@@ -9,6 +9,7 @@
 #include "worker/queue.h"
 #include "worker/ready_queue.h"
 #include "worker/sink.h"
+#include "worker/supervisor.h"
 #include "worker/source.h"
 #include "worker/spool.h"
 
@@ -88,6 +89,7 @@ struct engine_thread_opts {
     struct queue *tasks;       /* finished jobs go here as TASK_RENDER */
     struct queue *events;
     const struct clock *clock;
+    struct supervised *self; /* its loop beats there; NULL: nobody watches */
 };
 int engine_thread_open(struct engine_thread **out, const struct engine_thread_opts *opts,
                        struct err *err) TR_MUSTCHECK;
@@ -113,6 +115,7 @@ struct engine_group_opts {
     struct ready_queue *ready;
     struct queue *tasks, *events;
     const struct clock *clock;
+    struct supervised *self; /* NULL: nobody watches */
 };
 int engine_group_open(struct engine_group **out, const struct engine_group_opts *opts,
                       struct err *err) TR_MUSTCHECK;

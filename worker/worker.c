@@ -272,6 +272,7 @@ static void on_event(struct worker *w, const struct item *item)
     case EVENT_ENGINE_FAILED:
         w->rc = err_typed(w->err, E_FATAL, "engine", "%s", engine_group_error(w->engine)->msg);
         LOG(LOG_ERROR, "engine_failed", LOG_S("error", w->err->msg));
+        w->engine_failed = true;
         worker_start_drain(
             w); /* engines beside it finish what they run; EVENT_ENGINE_IDLE follows */
         break;

@@ -16,6 +16,7 @@
 #include "worker/progress.h"
 #include "worker/source.h"
 #include "worker/spool.h"
+#include "worker/supervisor.h"
 
 struct worker_opts {
     struct source *source;
@@ -34,6 +35,7 @@ struct worker_opts {
     int64_t cancel_ns;                        /* between looks for cancellations; 0: 5 s */
     const volatile sig_atomic_t *stop_signal; /* how many: 1: drain, more: at once; NULL: never */
     struct progress_meter *progress;          /* NULL: none */
+    struct supervised *self;                  /* NULL: nobody watches */
 };
 struct worker_summary {
     int64_t rows[RESULT_STATUSES]; /* committed by this run of the worker */

@@ -170,6 +170,8 @@ void worker_tally(struct worker *w, const struct job *job)
     s->prompt_tokens += r->prompt_tokens;
     s->completion_tokens += r->completion_tokens;
     s->device_seconds += r->device_seconds;
+    if (w->opts.self)
+        atomic_fetch_add(&w->opts.self->rows, 1);
 }
 
 void worker_after_commit(struct worker *w)

@@ -103,7 +103,7 @@ struct worker {
     struct parking parking;
     struct cancelling cancelling;
     int64_t start_ns, drain_ns;
-    bool drained, draining, cut_short, engine_gone, stop;
+    bool drained, draining, cut_short, engine_gone, engine_failed, stop;
     int rc;
     struct err *err;
 };

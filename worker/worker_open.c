@@ -35,8 +35,8 @@ static int open_threads(struct worker *w, struct err *err)
                              .done = {0, EVENT_PREPARED, EVENT_RENDERED},
                              .prepare = o->prepare,
                              .result = o->result};
-    struct engine_group_opts engine = {o->engines, o->n_engines, w->ready,
-                                       w->tasks,   w->events,    o->clock};
+    struct engine_group_opts engine = {o->engines, o->n_engines, w->ready, w->tasks,
+                                       w->events,  o->clock,     o->self};
     struct intake_opts intake = {.source = o->source,
                                  .tasks = w->tasks,
                                  .returns = w->returns,
@@ -55,7 +55,8 @@ static int open_threads(struct worker *w, struct err *err)
     return rc;
 }
 
-/* Starts that did not end: back to what they were, so that a stop counts against nobody. */
+/* Starts that did not end: back to what they were, so that a stop counts against nobody. Where an
+ * engine failed, what had been submitted stays counted: one of these may be why. */
 static void uncount(struct worker *w)
 {
     size_t n = 0;
@@ -63,7 +64,8 @@ static void uncount(struct worker *w)
         for (struct job *job = p < SOURCE_PARTITIONS_MAX ? w->out.partitions[p].first
                                                          : w->out.orphans.first;
              job; job = job->behind) {
-            if (job->stage != STAGE_COUNTED || job->attempts <= 0)
+            if (job->stage != STAGE_COUNTED || job->attempts <= 0 ||
+                (w->engine_failed && job->submitted))
                 continue;
             w->keys[n++] = (struct key){job->run, job->batch_id, job->custom_id};
             if (n < COUNT_MAX)
@@ -75,6 +77,21 @@ static void uncount(struct worker *w)
     struct err err = {0};
     if (n && w->opts.sink->ops->count_attempts(w->opts.sink, w->keys, n, -1, NULL, &err) < 0)
         LOG(LOG_WARN, "attempts_not_returned", LOG_S("error", err.msg));
+}
+
+/* Behind uncount: what still carries our name was with the engine when it failed. */
+static void answer_for_engine(struct worker *w)
+{
+    struct err err = {0};
+    struct death d = {.process = w->opts.sink->process, .cause = DEATH_ENGINE};
+    if (!w->engine_failed || !d.process.ptr)
+        return;
+    int rc = w->opts.sink->ops->record_death(w->opts.sink, &d, &err);
+    if (rc < 0)
+        LOG(LOG_WARN, "death_not_recorded", LOG_S("error", err.msg));
+    else
+        LOG(LOG_INFO, "death_recorded", LOG_STR("process", d.process), LOG_S("cause", "engine"),
+            LOG_I("jobs", d.jobs), LOG_I("charged", d.charged));
 }
 
 /* Ends the threads in the order of the flow and frees every job. The sink is ours again. */
@@ -157,6 +174,7 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
     summary->seconds = (double)(clock_mono_ns(opts->clock) - w->start_ns) / 1e9;
     FAILPOINT("drain.before_uncount");
     uncount(w);
+    answer_for_engine(w);
     FAILPOINT("drain.after_uncount");
     struct err ignored = {0};
     if (opts->sink->ops->totals(opts->sink, &summary->totals, &ignored) < 0)

@@ -42,7 +42,8 @@ static bool suspects_turn(struct worker *w)
 
 int64_t worker_room(struct worker *w)
 {
-    bool settled = w->with_engine == w->rendered && w->to_commit.n == 0 && !w->commit.busy;
+    bool settled = w->with_engine == w->rendered && w->to_commit.n == 0 && !w->commit.busy &&
+                   w->spooled.n == 0;
     bool turn = suspects_turn(w);
     w->settle = (turn || w->group) && !settled;
     if (w->settle)

@@ -112,7 +112,8 @@ class Proxy:
 
 
 class Worker:
-    """A pod: a process group of its own. Its log stands in a file."""
+    """A pod: a process group of its own. Its log stands in a file. A failpoint that kills ends it:
+    nobody starts it again unless the environment says so."""
 
     def __init__(self, command, log, env, limits=(), prefix=()):
         def prepare():
@@ -121,8 +122,9 @@ class Worker:
         self.log = log
         with open(log, "wb") as out:
             self.process = subprocess.Popen([*prefix, *map(str, command)], stdout=out, stderr=out,
-                                            stdin=subprocess.DEVNULL, env=env, cwd=log.parent,
+                                            stdin=subprocess.DEVNULL, cwd=log.parent,
                                             start_new_session=True,
+                                            env={"TRANCHE_SUPERVISE": "false", **env},
                                             preexec_fn=prepare if limits else None)
         self.started = time.time()
 

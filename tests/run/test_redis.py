@@ -241,7 +241,8 @@ def test_a_slow_job_is_not_stolen(server, worker, tmp_path):
 def test_a_zombie_does_not_take_back(server, worker, tmp_path):
     client = server.client()
     fill(client, 50)
-    zombie = worker(server, "--sim-step", "200ms", "--slots", "50", lease="1s", name="zombie")
+    zombie = worker(server, "--sim-step", "200ms", "--slots", "50", "--supervise=off", lease="1s",
+                    name="zombie")
     # Between two transactions: stopped inside one it would hold SQLite's only write lock.
     wait_until(lambda: rows(tmp_path, "SELECT count(*) FROM job_attempts") == [(50,)], 10)
     time.sleep(0.2)
@@ -395,7 +396,7 @@ def test_bytes_budget(server, worker, tmp_path):
     client = server.client()
     for i in range(24):
         client.xadd("jobs", {"job": json.dumps({"id": f"big{i}", "prompt": "x" * (1 << 20)})})
-    w = worker(server, "--claim-bytes", "8MiB")
+    w = worker(server, "--claim-bytes", "8MiB", "--supervise=off")
     peak = 0
     while w.poll() is None:
         try:

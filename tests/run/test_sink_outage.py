@@ -271,7 +271,7 @@ def test_a_full_spool_stops_the_refill_and_loses_nothing(binary, postgres, tmp_p
         n = 1000
         site.submit(n, words=300)  # a row holds its request: 3 kB
         worker = site.work("--spool-dir", site.folder / "spool", "--spool-bytes", "1MiB",
-                           "--idle-exit", "1s")
+                           "--idle-exit", "1s", "--supervise=off")
         wait_until(lambda: len(site.rows()) > 50, 60)
         with away(postgres):
             site.wait_log(worker, "event=sink_state state=away_full")

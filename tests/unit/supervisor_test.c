@@ -1,0 +1,293 @@
+/* supervisor: real children that die in every way. child_main never returns here: a child that came
+ * back into the test program would run the other tests. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "engine/log.h"
+#include "worker/config.h"
+#include "worker/supervisor.h"
+#include "worker/supervisor_memory.h"
+
+enum { CHILDREN = 40 };
+/* What each child does, and what it saw: shared with them. */
+struct script {
+    int n;
+    struct {
+        enum child_task task;
+        int n_deaths;
+        enum death_cause newest;
+        char process[PROCESS_BYTES], blames[PROCESS_BYTES];
+    } seen[CHILDREN];
+    int deaths_at_first; /* children that die of `how` before one that ends well */
+    int how;             /* a signal; 0: a hang; -1: memory; -70: exit 70; -71: 70 before it ran */
+    bool leave_unrecorded, rows, outside, slow_end;
+    int code;
+};
+static struct script *script;
+
+static void die(struct supervised *self, int how)
+{
+    if (how == -71)
+        _exit(EXIT_ENGINE);
+    supervised_arm(self, 3, true);
+    if (how == -70)
+        _exit(EXIT_ENGINE);
+    while (how == 0)
+        usleep(1000);
+    for (char *at = NULL; how == -1;) {
+        supervised_beat(self, 3);
+        at = mmap(NULL, 4 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        memset(at, 1, 4 << 20);
+        usleep(20000);
+    }
+    if (script->outside) {
+        if (fork() == 0) {
+            kill(getppid(), how);
+            _exit(0);
+        }
+        for (;;)
+            pause();
+    }
+    if (how == SIGABRT)
+        abort();
+    if (how == SIGSEGV) {
+        char *volatile page = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        *page = 1;
+    }
+    kill(getpid(), how);
+    for (;;)
+        pause();
+}
+
+static int child(void *ctx, struct supervised *self, enum child_task task)
+{
+    static const int handled[] = {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS};
+    int i = script->n++;
+    (void)ctx;
+    for (size_t k = 0; k < TR_COUNT(handled); k++) /* cmocka's would go on with the other tests */
+        signal(handled[k], SIG_DFL);
+    supervised_begin(self, "name");
+    script->seen[i].task = task;
+    script->seen[i].n_deaths = self->n_deaths;
+    memcpy(script->seen[i].process, self->process, sizeof self->process);
+    if (self->n_deaths) {
+        script->seen[i].newest = self->deaths[self->n_deaths - 1].cause;
+        memcpy(script->seen[i].blames, self->deaths[self->n_deaths - 1].process, PROCESS_BYTES);
+    }
+    if (!script->leave_unrecorded || task == CHILD_RECORD)
+        atomic_store(&self->recorded, self->n_deaths);
+    if (task == CHILD_RECORD)
+        _exit(0);
+    if (script->rows)
+        atomic_store(&self->rows, 5);
+    if (i < script->deaths_at_first)
+        die(self, script->how);
+    while (script->slow_end)
+        usleep(1000);
+    _exit(script->code);
+}
+
+static int run(int deaths, int how, int32_t restarts)
+{
+    struct supervisor_opts o = {.watchdog_ns = 400000000,
+                                .memory = 256 << 20,
+                                .restarts = restarts,
+                                .clock = clock_system()};
+    script->deaths_at_first = deaths;
+    script->how = how;
+    return supervisor_run(&o, child, NULL);
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    log_setup(LOG_OFF, LOG_LOGFMT, 2);
+    script = mmap(NULL, sizeof *script, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    return script == MAP_FAILED;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    sigset_t now;
+    munmap(script, sizeof *script);
+    sigprocmask(SIG_SETMASK, NULL, &now);
+    return sigismember(&now, SIGTERM); /* as it was */
+}
+
+static void an_end_of_its_own_is_passed_on(void **state)
+{
+    (void)state;
+    static const int codes[] = {EXIT_WELL,        EXIT_STRICT,      EXIT_USAGE,     EXIT_MODEL,
+                                EXIT_UNREACHABLE, EXIT_INTERRUPTED, EXIT_TERMINATED};
+    for (size_t i = 0; i < TR_COUNT(codes); i++) {
+        script->n = 0;
+        script->code = codes[i];
+        assert_int_equal(run(0, 0, 20), codes[i]);
+        assert_int_equal(script->n, 1);
+    }
+}
+
+static void each_cause_is_told_to_the_next_child(void **state)
+{
+    (void)state;
+    static const struct {
+        int how;
+        enum death_cause cause;
+    } cases[] = {{SIGABRT, DEATH_SIGABRT}, {SIGSEGV, DEATH_SIGSEGV}, {SIGBUS, DEATH_SIGBUS},
+                 {SIGFPE, DEATH_SIGFPE},   {SIGILL, DEATH_SIGILL},   {SIGKILL, DEATH_OUTSIDE},
+                 {SIGPIPE, DEATH_OUTSIDE}, {0, DEATH_HANG},          {-1, DEATH_MEMORY}};
+    for (size_t i = 0; i < TR_COUNT(cases); i++) {
+        memset(script, 0, sizeof *script);
+        script->code = 3;
+        assert_int_equal(run(1, cases[i].how, 20), 3);
+        assert_int_equal(script->n, 2);
+        assert_int_equal(script->seen[0].n_deaths, 0);
+        assert_int_equal(script->seen[1].n_deaths, 1);
+        assert_int_equal(script->seen[1].newest, cases[i].cause);
+        assert_string_equal(script->seen[1].blames, script->seen[0].process);
+        assert_string_not_equal(script->seen[1].process, script->seen[0].process);
+        assert_memory_equal(script->seen[0].process, "name/", 5);
+    }
+}
+
+static void a_fatal_signal_that_was_sent_is_from_outside(void **state)
+{
+    (void)state;
+    static const int signals[] = {SIGSEGV, SIGABRT, SIGILL};
+    for (size_t i = 0; i < TR_COUNT(signals); i++) {
+        memset(script, 0, sizeof *script);
+        script->outside = true;
+        assert_int_equal(run(1, signals[i], 20), 0);
+        assert_int_equal(script->n, 2);
+        assert_int_equal(script->seen[1].newest, DEATH_OUTSIDE);
+    }
+}
+
+static void what_is_not_recorded_is_told_again(void **state)
+{
+    (void)state;
+    script->leave_unrecorded = script->rows = true; /* rows: no growing pauses */
+    assert_int_equal(run(DEATHS_MAX + 2, SIGABRT, 20), 0);
+    assert_int_equal(script->n, DEATHS_MAX + 4); /* and one that only records */
+    for (int i = 0; i < DEATHS_MAX + 4; i++)
+        assert_int_equal(script->seen[i].n_deaths, TR_MIN(i, DEATHS_MAX));
+    assert_int_equal(script->seen[DEATHS_MAX + 3].task, CHILD_RECORD);
+}
+
+static void without_rows_it_gives_up_and_still_records(void **state)
+{
+    (void)state;
+    assert_int_equal(run(CHILDREN, SIGSEGV, 2), EXIT_ENGINE);
+    assert_int_equal(script->n, 4);
+    assert_int_equal(script->seen[3].task, CHILD_RECORD);
+    assert_int_equal(script->seen[3].newest, DEATH_SIGSEGV);
+    memset(script, 0, sizeof *script);
+    assert_int_equal(run(CHILDREN, SIGSEGV, 0), EXIT_ENGINE);
+    assert_int_equal(script->n, 2);
+    assert_int_equal(script->seen[1].task, CHILD_RECORD);
+    memset(script, 0, sizeof *script);
+    script->rows = true;
+    assert_int_equal(run(6, SIGSEGV, 2), 0);
+    assert_int_equal(script->n, 7);
+}
+
+static void a_lost_device_is_tried_again_unless_it_was_never_there(void **state)
+{
+    (void)state;
+    assert_int_equal(run(2, -70, 20), 0);
+    assert_int_equal(script->n, 3);
+    assert_int_equal(script->seen[2].n_deaths, 0); /* the worker has answered for it itself */
+    memset(script, 0, sizeof *script);
+    assert_int_equal(run(2, -71, 20), EXIT_ENGINE);
+    assert_int_equal(script->n, 1);
+}
+
+/* Signals from another process, while the supervisor is in one of its own. */
+static int stopped_by(int number, int how)
+{
+    pid_t parent = fork();
+    if (parent == 0) {
+        script->slow_end = how == 0;
+        _exit(run(how ? CHILDREN : 0, how, 20));
+    }
+    for (int i = 0; i < 5000 && script->n == 0; i++)
+        usleep(1000);
+    usleep(50000);
+    assert_int_equal(kill(parent, number), 0);
+    int status = 0;
+    assert_int_equal(waitpid(parent, &status, 0), parent);
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+static void a_stop_is_passed_on_and_ends_the_restarts(void **state)
+{
+    (void)state;
+    assert_int_equal(stopped_by(SIGTERM, 0), EXIT_TERMINATED);
+    assert_int_equal(script->n, 1);
+    memset(script, 0, sizeof *script);
+    assert_int_equal(stopped_by(SIGINT, 0), EXIT_INTERRUPTED);
+    memset(script, 0, sizeof *script);
+    assert_int_equal(stopped_by(SIGTERM, SIGABRT), EXIT_TERMINATED); /* in a pause, or beside one */
+    assert_int_equal(script->seen[script->n - 1].task, CHILD_RECORD);
+}
+
+static void wait_statuses_are_read_well(void **state)
+{
+    (void)state;
+    struct supervised s = {0};
+    assert_int_equal(supervisor_cause(SIGKILL, &s, DEATH_NONE, true), DEATH_MEMORY);
+    assert_int_equal(supervisor_cause(SIGKILL, &s, DEATH_HANG, true), DEATH_HANG);
+    assert_int_equal(supervisor_cause(SIGTERM, &s, DEATH_NONE, false), DEATH_OUTSIDE);
+    /* Died of a fault while the parent's SIGKILL was on its way. */
+    assert_int_equal(supervisor_cause(SIGSEGV, &s, DEATH_HANG, false), DEATH_SIGSEGV);
+    assert_int_equal(supervisor_cause(1 << 8, &s, DEATH_NONE, false), DEATH_NONE);
+    s.fatal = SIGSEGV; /* a sanitizer's handler exits */
+    assert_int_equal(supervisor_cause(1 << 8, &s, DEATH_NONE, false), DEATH_SIGSEGV);
+    s.fatal_sent = true;
+    assert_int_equal(supervisor_cause(SIGSEGV, &s, DEATH_NONE, false), DEATH_OUTSIDE);
+    assert_int_equal(supervisor_cause(SIGABRT, &s, DEATH_NONE, false), DEATH_SIGABRT);
+}
+
+static void memory_files_are_read_well(void **state)
+{
+    (void)state;
+    struct str path;
+    assert_int_equal(memory_kills_parse(STR("low 0\nhigh 1\nmax 2\noom 3\noom_kill 4\n")), 4);
+    assert_int_equal(memory_kills_parse(STR("oom_kill 12")), 12);
+    assert_int_equal(memory_kills_parse(STR("oom 3\noom_group_kill 4\n")), -1);
+    assert_int_equal(memory_kills_parse(STR("")), -1);
+    assert_true(memory_group_parse(STR("12:memory:/old\n0::/a/b\n"), &path));
+    assert_true(str_eq(path, STR("/a/b")));
+    assert_true(memory_group_parse(STR("0::/\n"), &path) && str_eq(path, STR("/")));
+    assert_false(memory_group_parse(STR("12:memory:/old\n"), &path));
+    assert_true(memory_resident(getpid()) > 1 << 20);
+    assert_int_equal(memory_resident(-1), 0);
+}
+
+int main(void)
+{
+#define WITH_SCRIPT(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        WITH_SCRIPT(an_end_of_its_own_is_passed_on),
+        WITH_SCRIPT(each_cause_is_told_to_the_next_child),
+        WITH_SCRIPT(a_fatal_signal_that_was_sent_is_from_outside),
+        WITH_SCRIPT(what_is_not_recorded_is_told_again),
+        WITH_SCRIPT(without_rows_it_gives_up_and_still_records),
+        WITH_SCRIPT(a_lost_device_is_tried_again_unless_it_was_never_there),
+        WITH_SCRIPT(a_stop_is_passed_on_and_ends_the_restarts),
+        cmocka_unit_test(wait_statuses_are_read_well),
+        cmocka_unit_test(memory_files_are_read_well),
+    };
+    return cmocka_run_group_tests_name("supervisor", tests, NULL, NULL);
+}
