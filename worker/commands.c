@@ -98,6 +98,7 @@ int command_worker(const struct config *config)
     queue_options(&o.source, config);
     o.source.group = config_text(config, "group");
     o.source.partition = (int32_t)config_int(config, "partition");
+    o.breaker = config_real(config, "breaker");
     o.source.idle_exit_ns = config_int(config, "idle-exit");
     o.dead_letters = o.source;
     o.dead_letters.url = config_text(config, "dead-letters-to");

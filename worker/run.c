@@ -384,6 +384,7 @@ static int run_session(struct session *s, struct err *err)
                             .flush_rows = o->flush_rows,
                             .flush_ns = o->flush_ns,
                             .grace_ns = o->grace_ns,
+                            .breaker = o->breaker,
                             .stop_signal = stop_count(),
                             .progress = shown ? &meter : NULL,
                             .self = s->self};

@@ -39,6 +39,7 @@ struct run_opts {
     int32_t flush_rows; /* results that make a transaction; 0: 512 */
     int64_t flush_ns;   /* or the age of the oldest; 0: 5 s */
     int64_t grace_ns;   /* Ctrl-C, SIGTERM: what is running may finish so long; < 0: 30 s */
+    double breaker;     /* worker_opts'; 0: never */
     bool strict;        /* exit 3 when a row is not `ok` */
     int32_t show;       /* > 0: that many first rows, the counts, the next commands */
     enum progress_mode progress;

@@ -63,6 +63,7 @@ void worker_refuse(struct worker *w, struct job *job, enum result_status status,
                    const char *detail)
 {
     int64_t now = clock_wall_ns(w->opts.clock);
+    worker_breaker_refused(w, job);
     if (!result_refuse(job, w->opts.result, status, code, detail, now)) {
         w->rc = err_set(w->err, E_FATAL, "worker: no memory for a result");
         w->stop = true;
@@ -141,7 +142,7 @@ static void send_lookups(struct worker *w)
 static void send_counts(struct worker *w)
 {
     size_t n = 0;
-    if (w->count.busy || w->draining)
+    if (w->count.busy || w->draining || worker_give_back(w))
         return;
     int64_t room = worker_room(w);
     while (n < COUNT_MAX && (int64_t)n < room &&
@@ -210,6 +211,8 @@ static void on_sink(struct worker *w, struct sink_call *c)
         FAILPOINT("s4.after_lookup");
         for (size_t i = 0; i < c->n; i++)
             after_lookup(w, w->looked_up[i], &w->lookups[i]);
+    } else if (c->kind == SINK_COUNT && c->delta == COUNT_BACK) {
+        worker_gave_back(w);
     } else if (c->kind == SINK_COUNT) {
         after_count(w);
     } else if (c->kind == SINK_COMMIT && c->rc == SINK_SPOOLED) {
@@ -235,7 +238,8 @@ static void on_event(struct worker *w, const struct item *item)
         w->output_bytes -= (int64_t)job->output_bytes;
         mem_free(job->output); /* text now; nobody reads the ids again */
         job->output = NULL;
-        worker_to_commit(w, job);
+        if (!worker_hold(w, job))
+            worker_to_commit(w, job);
         break;
     case EVENT_UNDONE:
         worker_undone(w, job);

@@ -96,7 +96,7 @@ bool worker_last_rows(const struct worker *w)
     return w->draining ? w->engine_gone && engine_group_finished(w->engine) == w->rendered
                        : w->drained && w->out.next_arrival == intake_claimed(w->intake) &&
                              w->to_look_up.n == 0 && !w->lookup.busy && !w->count.busy &&
-                             worker_none_waits(w) && w->with_engine == w->rendered;
+                             worker_none_left(w) && w->with_engine == w->rendered;
 }
 
 static bool commit_due(const struct worker *w, int64_t now)

@@ -4,6 +4,7 @@
 #ifndef TRANCHE_WORKER_WORKER_IMPL_H
 #define TRANCHE_WORKER_WORKER_IMPL_H
 
+#include "worker/breaker.h"
 #include "worker/outstanding.h"
 #include "worker/suspects.h"
 #include "worker/threads.h"
@@ -99,7 +100,14 @@ struct worker {
     bool suspects_next, group; /* worker_suspects.c: whose turn it is; a group goes in */
     bool settle;               /* rows are waited for: commit as soon as all are rendered */
     int64_t turn_ns;
-    int64_t output_bytes; /* of jobs with the engine */
+    struct breaker breaker;
+    struct job *probe;  /* the job that it tries */
+    struct job *canary; /* the one that is out; not among the outstanding */
+    uint64_t canaries;
+    int64_t canary_ns;        /* mono: when the next may go */
+    bool proven;              /* an engine has ended something well in this process */
+    struct list failed, held; /* while it was open: start not yet given back; given back */
+    int64_t output_bytes;     /* of jobs with the engine */
     struct parking parking;
     struct cancelling cancelling;
     int64_t start_ns, drain_ns;
@@ -162,8 +170,22 @@ int64_t worker_room(struct worker *w);
 struct job *worker_next(struct worker *w);               /* NULL: none */
 int worker_count_kind(struct worker *w, size_t counted); /* of what worker_next gave */
 bool worker_none_waits(const struct worker *w);
+bool worker_none_left(const struct worker *w); /* the same, and the breaker holds none */
 /* The job becomes a dead letter too; `why` for its row. */
 void worker_convict(struct job *job, const struct lookup *l, char *why, size_t cap);
+
+/* worker_breaker.c. An engine has ended this job: true where it is kept to be run again. */
+bool worker_hold(struct worker *w, struct job *job);
+int64_t worker_breaker_room(struct worker *w); /* jobs that it lets through now */
+void worker_breaker_counted(struct worker *w, struct job *first);
+void worker_breaker_refused(struct worker *w, const struct job *job); /* without an engine */
+bool worker_give_back(struct worker *w);     /* true: a call is on its way */
+void worker_gave_back(struct worker *w);     /* it has come back */
+void worker_breaker_drain(struct worker *w); /* what it holds goes the way of the others */
+
+/* worker_canary.c. False: none was sent, or one is out. */
+bool worker_canary_send(struct worker *w);
+bool worker_canary_gone(struct worker *w, struct job *job); /* true: it was that, and is closed */
 
 /* worker_partitions.c: partitions that come and go. */
 void worker_partition_event(struct worker *w, const struct item *item);

@@ -128,6 +128,7 @@ static void close_rest(struct worker *w)
     outstanding_close(&w->out);
     ready_queue_close(w->ready);
     worker_cancel_close(w);
+    job_close(w->canary);
     worker_park_close(w);
     for (size_t i = 0; i < TR_COUNT(queues); i++)
         queue_close(queues[i]);
@@ -158,6 +159,7 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
     w->opts = *opts;
     w->summary = summary;
     w->err = err;
+    w->breaker.share = opts->breaker > 0 ? opts->breaker : 1;
     w->start_ns = clock_mono_ns(opts->clock);
     w->ready_cap = TR_MIN(TR_MAX((int64_t)stats.slots * 2, (int64_t)COUNT_MAX), opts->claim_rows);
     w->wave = stats.slots + w->ready_cap;

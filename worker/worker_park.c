@@ -41,7 +41,8 @@ void worker_undone(struct worker *w, struct job *job)
 {
     w->with_engine--;
     w->output_bytes -= (int64_t)job->output_bytes;
-    list_add(&w->parking.undone, job);
+    if (!worker_canary_gone(w, job))
+        list_add(&w->parking.undone, job);
 }
 
 /* What the choice has cost, over all its lives. */
@@ -262,6 +263,7 @@ void worker_park_step(struct worker *w)
             send_unparks(w);
         return;
     }
+    worker_breaker_drain(w);
     release_waiting(w);
     for (struct job *job; (job = list_take(&p->to_unpark));)
         worker_undone(w, job);

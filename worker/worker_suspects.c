@@ -22,6 +22,11 @@ bool worker_none_waits(const struct worker *w)
     return w->out.waiting.n == 0 && w->suspects.n == 0;
 }
 
+bool worker_none_left(const struct worker *w)
+{
+    return worker_none_waits(w) && w->failed.n == 0 && w->held.n == 0;
+}
+
 static bool suspects_turn(struct worker *w)
 {
     int64_t now = clock_mono_ns(w->opts.clock);
@@ -44,15 +49,20 @@ int64_t worker_room(struct worker *w)
 {
     bool settled = w->with_engine == w->rendered && w->to_commit.n == 0 && !w->commit.busy &&
                    w->spooled.n == 0;
+    int64_t through = worker_breaker_room(w);
     bool turn = suspects_turn(w);
     w->settle = (turn || w->group) && !settled;
     if (w->settle)
         return 0;
+    if (turn && !w->proven) {
+        worker_canary_send(w);
+        return 0;
+    }
     w->group = turn;
     if (turn)
-        return suspects_group(&w->suspects, w->wave);
+        return TR_MIN(suspects_group(&w->suspects, w->wave), through);
     int64_t room = w->ready_cap - (int64_t)ready_queue_length(w->ready);
-    return room < TR_MIN(w->ready_cap / 4, 64) ? 0 : room;
+    return room < TR_MIN(w->ready_cap / 4, 64) ? 0 : TR_MIN(room, through);
 }
 
 struct job *worker_next(struct worker *w)
@@ -62,6 +72,7 @@ struct job *worker_next(struct worker *w)
 
 int worker_count_kind(struct worker *w, size_t counted)
 {
+    worker_breaker_counted(w, w->counted[0]);
     return w->group && counted == 1 ? COUNT_ALONE : COUNT_START;
 }
 

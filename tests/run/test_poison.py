@@ -148,6 +148,21 @@ def test_it_gives_up_when_nothing_comes_of_it(tranche, tmp_path):
     assert query(tmp_path / "o.db", "SELECT n FROM job_attempts") == [(2,)]
 
 
+def test_an_engine_that_always_dies_convicts_nobody(tranche, tmp_path):
+    """Every prompt kills it, the canary's too: that is a driver or a card, not a job."""
+    canary = 256 // 3
+    write(tmp_path, [json.dumps({"id": f"j{i}", "prompt": f"{i} {chr(canary)}"}) for i in range(9)])
+    options = [o if o != "1" else str(canary) for o in SIM]
+    done = tranche("run", *options, "--restarts", "8", "--db", "o.db", "jobs.jsonl", timeout=240)
+    log = done.stderr.decode()
+    assert done.returncode == 70 and "worker_given_up" in log, log[-2000:]
+    assert len(deaths(log)) == 9
+    assert query(tmp_path / "o.db", "SELECT count(*) FROM results") == [(0,)]
+    assert query(tmp_path / "o.db", "SELECT max(n), sum(deaths) FROM job_attempts") == [(3, 0)]
+    assert tranche("run", *SIM, "--db", "o.db", "jobs.jsonl").returncode == 0
+    check_file(tmp_path / "o.db", 9, {})
+
+
 def test_two_workers_on_a_stream_into_postgres(binary, tmp_path):
     """Both share the suspects; whoever dies, the innocents are done and one row is dead."""
     with Postgres() as postgres:

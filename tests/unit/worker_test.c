@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "engine/log.h"
+#include "worker/breaker.h"
 #include "worker/outstanding.h"
 #include "worker/worker.h"
 
@@ -199,11 +200,15 @@ static int faulty_totals(struct sink *s, struct totals *t, struct err *err)
 
 /* ---- one run ---- */
 static volatile sig_atomic_t stop_flag;
+static void on_alarm(int number)
+{
+    stop_flag = number == SIGALRM;
+}
 struct setting {
     const char *const *lines;
     int n, before, after, fatal_at, stall_at, down_at, down_for;
     int64_t spool_bytes; /* 0: no spool */
-    double fail_share;
+    double fail_share, breaker;
     int64_t step_ns, grace_ns, claim_rows;
     int32_t flush_rows;
     const volatile sig_atomic_t *stop;
@@ -300,6 +305,7 @@ static int run(const struct setting *set)
                                .flush_rows = set->flush_rows ? set->flush_rows : 16,
                                .flush_ns = 20000000,
                                .grace_ns = set->grace_ns ? set->grace_ns : 5000000000,
+                               .breaker = set->breaker,
                                .stop_signal = set->stop};
     int rc = worker_run(&opts, &summary, &error);
     engine_close(engine);
@@ -639,6 +645,47 @@ static void cancelled_jobs_are_not_run(void **state)
     assert_int_equal(summary.rows[RESULT_OK], 19);
 }
 
+/* A model that fails always: few failed rows, then none; what came after is there for a whole one.
+ */
+static void a_broken_model_stops_intake(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = many,
+                          .n = MANY,
+                          .stop = &stop_flag,
+                          .fail_share = 1,
+                          .breaker = 0.2,
+                          .claim_rows = 600};
+    signal(SIGALRM, on_alarm);
+    alarm(2);
+    assert_int_equal(run(&set), E_OK);
+    assert_true(summary.work_left);
+    assert_int_equal(summary.rows[RESULT_FAILED], BREAKER_LEAST - 1);
+    assert_int_equal(ask("SELECT count(*) FROM results"), BREAKER_LEAST - 1);
+    assert_int_equal(ask("SELECT count(*) FROM dead_letters"), 0);
+    assert_int_equal(ask("SELECT coalesce(sum(n),0) FROM job_attempts"), 0);
+    set.fail_share = 0;
+    set.stop = NULL;
+    assert_int_equal(run(&set), E_OK);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE status='ok' AND attempts=1"),
+                     MANY - BREAKER_LEAST + 1);
+    expect_all_done(MANY);
+}
+
+/* Three of ten fail: it opens, a probe closes it, and in the end every job has its row. */
+static void a_probe_lets_the_rest_through(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = many, .n = 160, .fail_share = 0.3, .breaker = 0.2};
+    int64_t start = clock_mono_ns(clock_system());
+    assert_int_equal(run(&set), E_OK);
+    assert_true(clock_mono_ns(clock_system()) - start >= 5000000000); /* it did open */
+    expect_all_done(160);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE attempts=1"), 160);
+    int64_t failed = ask("SELECT count(*) FROM results WHERE status='failed'");
+    assert_true(failed > 20 && failed < 80);
+}
+
 static void a_stop_finishes_what_runs(void **state)
 {
     (void)state;
@@ -752,6 +799,8 @@ int main(void)
         WITH_FILE(bad_lines_do_not_stop_the_rest),
         WITH_FILE(engine_failures_are_failed_rows),
         WITH_FILE(cancelled_jobs_are_not_run),
+        WITH_FILE(a_broken_model_stops_intake),
+        WITH_FILE(a_probe_lets_the_rest_through),
         WITH_FILE(a_stop_finishes_what_runs),
         WITH_FILE(grace_ends_a_long_step),
         WITH_FILE(tiny_budget_still_ends),
