@@ -16,9 +16,10 @@ def documents(root):
 
 def shell_lines(text):
     """Lines of sh blocks and of indented ones; what follows a pipe or redirection is another's."""
+    text = re.sub(r"\\\n\s*", " ", text)
     blocks = [body for language, body in FENCE.findall(text) if language == "sh"]
     indented = re.findall(r"^ {4}(tranche .*)$", FENCE.sub("", text), re.M)
-    for line in "\n".join(blocks + indented).replace("\\\n", " ").split("\n"):
+    for line in "\n".join(blocks + indented).split("\n"):
         words = shlex.split(line, comments=True)
         if words[:1] == ["tranche"]:
             end = next((i for i, w in enumerate(words) if w in ("|", ">", "<", "&&", ";", "&")),
