@@ -34,6 +34,16 @@ struct script {
 };
 static struct script *script;
 
+static void swell(struct supervised *self)
+{
+    for (;;) {
+        supervised_beat(self, 3);
+        char *at = mmap(NULL, 4 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        memset(at, 1, 4 << 20);
+        usleep(20000);
+    }
+}
+
 static void die(struct supervised *self, int how)
 {
     if (how == -71)
@@ -43,12 +53,8 @@ static void die(struct supervised *self, int how)
         _exit(EXIT_ENGINE);
     while (how == 0)
         usleep(1000);
-    for (char *at = NULL; how == -1;) {
-        supervised_beat(self, 3);
-        at = mmap(NULL, 4 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        memset(at, 1, 4 << 20);
-        usleep(20000);
-    }
+    if (how == -1)
+        swell(self);
     if (script->outside) {
         if (fork() == 0) {
             kill(getppid(), how);
