@@ -132,6 +132,7 @@ static int audit(struct audit *a, const struct config *config, struct err *err)
     console_queue(&queue, config);
     queue.group = config_text(config, "group");
     queue.partition = (int32_t)config_int(config, "partition");
+    queue.tombstone_cancels = config_flag(config, "tombstone-cancels");
     int rc = queue.url ? source_url_parse(&url, str_of(queue.url), err)
                        : err_set(err, E_USAGE, "want --source URL, found none");
     if (rc >= 0)

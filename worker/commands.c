@@ -100,6 +100,7 @@ int command_worker(const struct config *config)
     o.source.partition = (int32_t)config_int(config, "partition");
     o.breaker = config_real(config, "breaker");
     o.source.idle_exit_ns = config_int(config, "idle-exit");
+    o.source.tombstone_cancels = config_flag(config, "tombstone-cancels");
     o.dead_letters = o.source;
     o.dead_letters.url = config_text(config, "dead-letters-to");
     o.dead_letters.partition = -1;

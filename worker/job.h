@@ -74,6 +74,7 @@ struct job {
     struct str origin;      /* "jobs:17", "topic/3/1042" */
     struct str message_key; /* Kafka's; ptr NULL: none */
     struct str place;       /* the same as members of a JSON object: "line":17 */
+    bool tombstone;         /* no job: it takes back those of its partition with its message_key */
     int32_t partition;
     int64_t sequence;  /* 0, 1, 2, ... in each partition, in the source's order */
     int64_t position;  /* the source's position right behind this message */

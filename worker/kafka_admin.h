@@ -9,7 +9,8 @@ struct kafka_admin {
     rd_kafka_t *rk; /* a consumer of opts->group that has not subscribed */
     char *topic;
     int32_t n_partitions;
-    struct err failed; /* what an error callback said */
+    struct err failed;    /* what an error callback said */
+    bool skip_tombstones; /* a scan's: messages without a value are no jobs */
 };
 /* Errors as kafka_client_topic. Close it in either case; it may not move meanwhile. */
 int kafka_admin_open(struct kafka_admin *a, const struct source_url *url,

@@ -174,6 +174,7 @@ static int scan_partition(const struct kafka_admin *a, const struct seek_move *m
         else if (message->err && kafka_error_class(message->err) != E_OK)
             rc = no_answer(a, message->err, "messages", err);
         else if (!message->err && message->offset < m->to &&
+                 !(a->skip_tombstones && !message->payload) &&
                  !(job = kafka_job(a->topic, message, clock_system())))
             rc = err_set(err, E_FATAL, "kafka: no memory for a message");
         rd_kafka_message_destroy(message);
@@ -190,6 +191,7 @@ int kafka_queue_scan(const struct source_url *url, const struct source_opts *opt
     struct seek_move moves[SOURCE_PARTITIONS_MAX];
     struct kafka_admin a;
     int n = 0, rc = kafka_admin_open(&a, url, opts, err);
+    a.skip_tombstones = opts->tombstone_cancels;
     if (rc >= 0)
         rc = check_partition(&a, opts->partition, err);
     if (rc >= 0)

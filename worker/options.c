@@ -150,6 +150,9 @@ const struct option option_table[] = {
      "with 0; -1: what the group assigns, or all"},
     {"idle-exit", WORKER, OPTION_DURATION, "0s", 0, 86400, NULL, "TIME", "Queue",
      "leave with 0 once nothing was left to do for this long; 0s: never"},
+    {"tombstone-cancels", WORKER | AUDIT, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Queue",
+     "a Kafka message without a value cancels the jobs of its partition that have its key; else it "
+     "is a bad line"},
     {"partitions", INIT, OPTION_INT, "12", 1, 256, NULL, "N", "Queue",
      "partitions of a new topic: as many workers can share it"},
     {"replicas", INIT, OPTION_INT, "-1", -1, 32, NULL, "N", "Queue",

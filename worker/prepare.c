@@ -333,6 +333,8 @@ static void prepare_completion(struct job *job, const struct prepare_context *ct
 
 void prepare_job(struct job *job, const struct prepare_context *ctx, struct prepare_scratch *s)
 {
+    if (job->tombstone)
+        return;
     job_parse(job, &ctx->defaults, &s->text);
     if (job->err.code == 0)
         params_parse(job, &ctx->params);

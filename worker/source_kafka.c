@@ -157,6 +157,7 @@ static int take(struct source_kafka *k, rd_kafka_message_t *m, struct job **out,
     *bytes_left -= bytes;
     *out = kafka_job(k->topic, m, k->clock);
     if (*out) {
+        (*out)->tombstone = k->opts.tombstone_cancels && m->key && !m->payload;
         (*out)->from_position = p->watermark.position;
         (*out)->sequence = p->sequence++;
     }

@@ -22,6 +22,7 @@ struct source_opts {
     const char *broker_config; /* file of the client library's properties, secrets as files; NULL */
     bool allow_insecure;       /* plain text to a host that is not this machine */
     int32_t partition; /* only this one (Kafka), up to its end at open; < 0: what the group gives */
+    bool tombstone_cancels;     /* Kafka: a message without a value takes back those with its key */
     int64_t idle_exit_ns;       /* drained once nothing was left for so long; 0: never */
     int64_t connect_timeout_ns; /* how long open waits for the broker before E_RETRY */
 };

@@ -74,8 +74,10 @@ void worker_refuse(struct worker *w, struct job *job, enum result_status status,
 /* In order of arrival, so that of two payloads under one id the same one always wins. */
 static void admit(struct worker *w, struct job *job)
 {
-    struct job *twin = outstanding_find(&w->out, job);
-    if (!twin) {
+    struct job *twin = job->tombstone ? NULL : outstanding_find(&w->out, job);
+    if (job->tombstone) {
+        worker_take_back(w, job);
+    } else if (!twin) {
         outstanding_enter_key(&w->out, job);
         job->stage = STAGE_LOOKUP;
         list_add(&w->to_look_up, job);
@@ -102,6 +104,8 @@ static void after_lookup(struct worker *w, struct job *job, const struct lookup 
         kill_conflict(w, job);
     } else if (l->state == LOOKUP_CANCELLED) {
         worker_refuse(w, job, RESULT_CANCELLED, "cancelled", "a cancellation was asked for");
+    } else if (atomic_load(&job->cut)) {
+        worker_refuse_cut(w, job);
     } else if (job->err.code) {
         bool ours = job->err.code != E_JOB;
         worker_refuse(w, job, ours ? RESULT_FAILED : RESULT_INVALID,

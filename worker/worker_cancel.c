@@ -155,6 +155,21 @@ static void ask(struct worker *w)
         worker_call_sink(w, &c->call, SINK_CANCELLED);
 }
 
+/* Messages of one key are in one partition, in order: what it takes back has come before it, and
+ * after a restart both come again. What has its row already stays as it is. */
+void worker_take_back(struct worker *w, struct job *tombstone)
+{
+    const struct partition *p = &w->out.partitions[tombstone->partition];
+    for (struct job *job = p->first; job; job = job->behind) {
+        bool named = !job->tombstone && job->message_key.ptr &&
+                     str_eq(job->message_key, tombstone->message_key);
+        struct job *keyed = named ? outstanding_find(&w->out, job) : NULL;
+        if (keyed && (keyed->stage == STAGE_LOOKUP || at_work(w, keyed)))
+            worker_cut(w, keyed, CUT_CANCELLED);
+    }
+    worker_present(w, tombstone);
+}
+
 bool worker_cancel_answer(struct worker *w, struct sink_call *c)
 {
     if (c != &w->cancelling.call || c->rc < 0)

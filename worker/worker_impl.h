@@ -160,6 +160,7 @@ bool worker_cancel_answer(struct worker *w, struct sink_call *c); /* as worker_p
 /* Ends the job before its end: now where it waits, at the next step where it runs, behind its
  * lookup where that is on its way. */
 void worker_cut(struct worker *w, struct job *job, enum job_cut why);
+void worker_take_back(struct worker *w, struct job *tombstone);             /* and settles it */
 bool worker_deadline_passed(const struct worker *w, const struct job *job); /* and the slack */
 void worker_refuse_cut(struct worker *w, struct job *job); /* the row of one that did not run */
 

@@ -55,6 +55,14 @@ static int open_threads(struct worker *w, struct err *err)
     return rc;
 }
 
+/* Started here, and its row is not in the database: also where it has ended and the sink is away.
+ */
+static bool start_unanswered(const struct job *job)
+{
+    bool ended = job->stage == STAGE_DONE || job->stage == STAGE_COMMITTING;
+    return job->attempts > 0 && (job->stage == STAGE_COUNTED || (ended && job->choices));
+}
+
 /* Starts that did not end: back to what they were, so that a stop counts against nobody. Where an
  * engine failed, what had been submitted stays counted: one of these may be why. */
 static void uncount(struct worker *w)
@@ -64,8 +72,8 @@ static void uncount(struct worker *w)
         for (struct job *job = p < SOURCE_PARTITIONS_MAX ? w->out.partitions[p].first
                                                          : w->out.orphans.first;
              job; job = job->behind) {
-            if (job->stage != STAGE_COUNTED || job->attempts <= 0 ||
-                (w->engine_failed && job->submitted))
+            bool blamed = w->engine_failed && job->stage == STAGE_COUNTED && job->submitted;
+            if (!start_unanswered(job) || blamed)
                 continue;
             w->keys[n++] = (struct key){job->run, job->batch_id, job->custom_id};
             if (n < COUNT_MAX)

@@ -29,6 +29,13 @@ def postgres():
         yield made
 
 
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory):
+    made = Broker(tmp_path_factory.mktemp("kafka")).start()
+    yield made
+    made.kill()
+
+
 @pytest.fixture
 def database(postgres, tranche):
     name = f"d{time.monotonic_ns()}"
@@ -36,7 +43,7 @@ def database(postgres, tranche):
     done = tranche("migrate", "--db", postgres.url(name))
     assert done.returncode == 0, done.stderr.decode()
     postgres.ask("postgres", f"CREATE ROLE w{name} LOGIN IN ROLE tranche_worker")
-    yield {"name": name, "worker": postgres.url(name, "w" + name),
+    yield {"name": name, "owner": postgres.url(name), "worker": postgres.url(name, "w" + name),
            "ask": lambda sql: postgres.ask(name, sql)}
     postgres.ask("postgres", f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -222,11 +229,10 @@ def test_two_workers_on_a_stream(binary, database, tmp_path):
     expect_nothing_done_twice(tmp_path, calm_sampled)
 
 
-def test_a_worker_on_a_topic(binary, database, tmp_path, tranche):
+def test_a_worker_on_a_topic(binary, broker, database, tmp_path, tranche):
     rng = random.Random(SEED + 3)
     lines = list(jobs(120))
     calm, calm_sampled = calm_rows(binary, tmp_path, lines)
-    broker = Broker(tmp_path / "kafka").start()
     process = None
     try:
         url = f"kafka://{broker.address}/jobs"
@@ -248,7 +254,6 @@ def test_a_worker_on_a_topic(binary, database, tmp_path, tranche):
         if process and process.poll() is None:
             process.kill()
             process.wait()
-        broker.kill()
     expect_calm_rows(database, calm)
     expect_nothing_done_twice(tmp_path, calm_sampled)
 
@@ -272,6 +277,19 @@ def test_a_database_that_is_away_does_not_hold_a_stop(binary, database, postgres
     again = [v for v in command if v not in ("--sim-step", "20ms")]
     assert start(again, tmp_path).wait(60) == 0
     assert database["ask"]("SELECT count(*) FROM tranche.results WHERE status = 'ok'") == [(40,)]
+
+
+def test_a_step_without_end_does_not_hold_a_stop(binary, tmp_path):
+    """The clock of the first signal ends the process, whatever blocks."""
+    (tmp_path / "jobs.jsonl").write_text("\n".join(jobs(5)) + "\n")
+    process = start([binary, "run", "--engine", "sim", "--sim-step", "60s", "--grace", "2s", "--db",
+                     "out.db", "--progress", "off", "jobs.jsonl"], tmp_path)
+    redis_server.wait_until(lambda: "event=run_started" in (tmp_path / "log").read_text(), 30)
+    time.sleep(0.5)
+    sent = time.monotonic()
+    assert stop(process, signal.SIGTERM, 5) == 143
+    assert time.monotonic() - sent > 4
+    assert "the grace period is over" in (tmp_path / "log").read_text()
 
 
 # ---- cancellations and deadlines ----
@@ -304,3 +322,34 @@ def test_cancelling_what_runs(binary, tmp_path):
     assert query(db, "SELECT status, count(*) FROM results GROUP BY 1") == [("cancelled", 6)]
     assert query(db, "SELECT count(*) FROM results WHERE completion_tokens > 0")[0][0] >= 4
     assert query(db, "SELECT count(*) FROM job_attempts") == [(0,)]
+
+
+def test_tombstones_cancel_what_has_their_key(binary, broker, database, tmp_path, tranche):
+    """A message without a value: of its partition's jobs those with its key; with the option only."""
+    url = f"kafka://{broker.address}/stones"
+    assert tranche("init", "--source", url, "--partitions", 1).returncode == 0
+    long = lambda i: json.dumps({"id": f"t{i}", "prompt": "x", "max_tokens": 3000,
+                                 "min_tokens": 3000, "batch_id": "b"})
+    broker.produce("stones", [f"t{i}\t{long(i)}" for i in range(6)], "-K", "\t")
+    options = ("--sim-step", "10ms", "--slots", "4", "--tombstone-cancels", "--idle-exit", "500ms")
+    process = start(worker_command(binary, url, database, *options), tmp_path)
+    try:
+        redis_server.wait_until(
+            lambda: database["ask"]("SELECT count(*) FROM tranche.job_attempts") == [(6,)], 60)
+        # One that runs, one that waits, one that nobody knows, and all that is left.
+        broker.produce("stones", ["t1\t", "t5\t", "nobody\t"], "-K", "\t", "-Z")
+        redis_server.wait_until(
+            lambda: database["ask"]("SELECT custom_id, status FROM tranche.results ORDER BY 1") ==
+            [("t1", "cancelled"), ("t5", "cancelled")], 60)
+        broker.produce("stones", [f"t{i}\t" for i in (0, 2, 3, 4)], "-K", "\t", "-Z")
+        assert process.wait(60) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    assert database["ask"]("SELECT status, count(*) FROM tranche.results GROUP BY 1") == [
+        ("cancelled", 6)]
+    assert database["ask"]("SELECT position FROM tranche.partition_progress") == [(13,)]
+    audit = ("audit", "--source", url, "--db", database["owner"], "--batch", "b")
+    assert "missing=0" in tranche(*audit, "--tombstone-cancels").stdout.decode()
+    assert "missing=7" in tranche(*audit).stdout.decode()
