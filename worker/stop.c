@@ -1,14 +1,17 @@
 /* stop: see stop.h. The handlers call only what POSIX lists as async-signal-safe. */
 #include "worker/stop.h"
 
+#include <signal.h>
 #include <stdbool.h>
 #include <time.h>
 #include <unistd.h>
 
+_Static_assert(ATOMIC_INT_LOCK_FREE == 2, "handlers share these with the threads");
+
 static const int64_t SAME_NS = 100000000;
 
-static volatile sig_atomic_t working, count, first_number;
-static int64_t last_ns; /* the handler's */
+static atomic_int working, count, first_number; /* lock-free, as a handler needs them */
+static int64_t last_ns;                         /* the handler's */
 static struct itimerspec allowance;
 static timer_t timer;
 static bool has_timer;
@@ -41,7 +44,7 @@ static void on_signal(int number)
     if (count >= 2)
         _exit(128 + number);
     last_ns = now;
-    count = count + 1;
+    atomic_fetch_add(&count, 1);
 }
 
 void stop_catch(void)
@@ -50,7 +53,9 @@ void stop_catch(void)
     struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM};
     sigaddset(&action.sa_mask, SIGINT);
     sigaddset(&action.sa_mask, SIGTERM);
-    working = count = first_number = 0;
+    atomic_store(&working, 0);
+    atomic_store(&count, 0);
+    atomic_store(&first_number, 0);
     sigaction(SIGALRM, &alarm_action, &old_alarm);
     has_timer = timer_create(CLOCK_MONOTONIC, &event, &timer) == 0;
     sigaction(SIGINT, &action, &old_int);
@@ -74,7 +79,7 @@ void stop_release(void)
     sigaction(SIGALRM, &old_alarm, NULL);
 }
 
-const volatile sig_atomic_t *stop_count(void)
+const atomic_int *stop_count(void)
 {
     return &count;
 }

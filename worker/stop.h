@@ -5,7 +5,7 @@
 #ifndef TRANCHE_WORKER_STOP_H
 #define TRANCHE_WORKER_STOP_H
 
-#include <signal.h>
+#include <stdatomic.h>
 #include <stdint.h>
 
 /* Takes SIGINT and SIGTERM over: while the process opens what it needs, either ends it with 128 +
@@ -15,7 +15,7 @@ void stop_catch(void);
 void stop_begin(int64_t exit_ns);
 void stop_release(void); /* as it was before; the clock is stopped */
 /* How many signals have come: for worker_opts.stop_signal. */
-const volatile sig_atomic_t *stop_count(void);
+const atomic_int *stop_count(void);
 int stop_number(void); /* the first one's number; 0: none came */
 
 #endif

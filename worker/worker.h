@@ -10,7 +10,7 @@
 #ifndef TRANCHE_WORKER_WORKER_H
 #define TRANCHE_WORKER_WORKER_H
 
-#include <signal.h>
+#include <stdatomic.h>
 
 #include "worker/prepare.h"
 #include "worker/progress.h"
@@ -32,11 +32,11 @@ struct worker_opts {
     int64_t claim_rows, claim_bytes;
     int32_t flush_rows;
     int64_t flush_ns, grace_ns;
-    int64_t cancel_ns;                        /* between looks for cancellations; 0: 5 s */
-    const volatile sig_atomic_t *stop_signal; /* how many: 1: drain, more: at once; NULL: never */
-    double breaker;                           /* share of failures that stops intake; 0: never */
-    struct progress_meter *progress;          /* NULL: none */
-    struct supervised *self;                  /* NULL: nobody watches */
+    int64_t cancel_ns;               /* between looks for cancellations; 0: 5 s */
+    const atomic_int *stop_signal;   /* how many: 1: drain, more: at once; NULL: never */
+    double breaker;                  /* share of failures that stops intake; 0: never */
+    struct progress_meter *progress; /* NULL: none */
+    struct supervised *self;         /* NULL: nobody watches */
 };
 struct worker_summary {
     int64_t rows[RESULT_STATUSES]; /* committed by this run of the worker */

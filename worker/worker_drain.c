@@ -33,7 +33,7 @@ void worker_start_drain(struct worker *w)
 
 void worker_mind_signals(struct worker *w)
 {
-    int signals = w->opts.stop_signal ? (int)*w->opts.stop_signal : 0;
+    int signals = w->opts.stop_signal ? atomic_load(w->opts.stop_signal) : 0;
     if (signals)
         worker_start_drain(w);
     if (!w->draining)

@@ -184,7 +184,7 @@ struct setting {
 };
 static struct worker_summary summary;
 static struct err error;
-static volatile sig_atomic_t stop_flag;
+static atomic_int stop_flag;
 
 /* Time passes in the step: what is to happen behind stop_after_ns happens there. */
 static const struct setting *now_set;

@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include <pthread.h>
+#include <signal.h>
 #include <sqlite3.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -199,7 +200,7 @@ static int faulty_totals(struct sink *s, struct totals *t, struct err *err)
 }
 
 /* ---- one run ---- */
-static volatile sig_atomic_t stop_flag;
+static atomic_int stop_flag;
 static void on_alarm(int number)
 {
     stop_flag = number == SIGALRM;
@@ -211,7 +212,7 @@ struct setting {
     double fail_share, breaker;
     int64_t step_ns, grace_ns, claim_rows;
     int32_t flush_rows;
-    const volatile sig_atomic_t *stop;
+    const atomic_int *stop;
 };
 static struct fake_source source;
 static struct worker_summary summary;
