@@ -517,10 +517,12 @@ def test_behind_pgbouncer_in_transaction_mode(server, database, tranche, binary,
     os.chmod(folder, 0o755)
     port, n = free_port(), 3000
     (folder / "users").write_text(f'"{database["role"]}" ""\n')
+    server.ask(database["name"], "CREATE ROLE bounced_desk LOGIN IN ROLE tranche_redrive")
     # auth_type any logs in as the user of the database line.
     (folder / "ini").write_text(
         f"[databases]\n{database['name']} = user={database['role']} host={server.folder} "
-        f"port={server.port}\n[pgbouncer]\n"
+        f"port={server.port}\ndesk = dbname={database['name']} user=bounced_desk "
+        f"host={server.folder} port={server.port}\n[pgbouncer]\n"
         f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir = \n"
         f"auth_type = any\nauth_file = {folder}/users\npool_mode = transaction\n"
         f"default_pool_size = 2\nlogfile = {folder}/log\npidfile = {folder}/pid\n")
@@ -543,6 +545,12 @@ def test_behind_pgbouncer_in_transaction_mode(server, database, tranche, binary,
             assert events(err, "database_failed") == []
         assert server.ask(database["name"], "SELECT run, count(*) FROM tranche.results GROUP BY 1 "
                           "ORDER BY 1") == [(f"r{i}", n) for i in range(4)]
+        desk = ("--db", server.url("desk", "bounced_desk", "127.0.0.1", port, sslmode="disable"))
+        assert tranche("cancel", *desk, "--run", "r1", "jobs", "x").returncode == 0
+        found = json.loads(tranche("status", "--json", *desk, "--run", "r1").stdout)
+        assert [b["rows"] for b in found["batches"]] == [n] and found["cancellations"] == 1
+        done = tranche("export", *desk, "--run", "r1")  # a cursor over many round trips
+        assert done.returncode == 0 and done.stdout.count(b"\n") == n, done.stderr.decode()
         assert "prepared statement" not in server.log()
     finally:
         bouncer.terminate()
