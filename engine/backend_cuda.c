@@ -208,10 +208,13 @@ static int device_check(const struct backend_opts *o, int device, struct cudaDev
         cudaGetLastError();
         return err_set(err, E_USAGE, "--device cuda:%d: %s", device, cudaGetErrorString(e));
     }
-    if (prop->major < 9)
+    if (prop->major != 9)
         return err_set(err, E_USAGE,
-                       "--device cuda:%d: %s has compute capability %d.%d, these kernels need 9.0",
-                       device, prop->name, prop->major, prop->minor);
+                       "--device cuda:%d: %s has compute capability %d.%d%s; attention is written "
+                       "for 9.0 (Hopper: H100, H200, GH200) with its wgmma and bulk copies; use "
+                       "--device cpu",
+                       device, prop->name, prop->major, prop->minor,
+                       prop->major < 8 ? " and no bf16 arithmetic" : "");
     if (o->dtype != DTYPE_BF16)
         return err_set(err, E_USAGE,
                        "--device cuda:%d: the weights are %s, the CUDA engine takes bf16", device,

@@ -31,6 +31,7 @@ enum {
     TILE_ROWS = 128,       /* packed rows of one tile of the attention tile kernel */
     DECODE_WARPS = 4,      /* of a CTA of the decode kernel, two CTAs a multiprocessor */
     PARTIALS_MAX = 16384,  /* states of prefixes and of cut rows; rows beyond stay whole */
+    HISTORY_IDS = 1 << 17, /* that one step uploads at most, if no sequence is longer */
     SAMPLE_IDS_MAX = 1200, /* banned + biased ids of one row */
 };
 
@@ -62,6 +63,8 @@ struct step_block {
     struct sample_cuda *samples;
     int32_t *ids;
     float *bias;
+    int32_t *history; /* ids of the sequences whose penalty counts are built anew */
+    struct counts_cuda *histories;
     unsigned char *base;
     size_t bytes;
 };
@@ -148,7 +151,7 @@ struct cuda_backend {
     int32_t *block_table_shadow;
     struct slot_history *history;
     uint16_t *counts;
-    int32_t *counts_ids;
+    int32_t n_history, n_histories; /* of the step: ids, sequences */
     float *logits, *scratch, *partial;
     int64_t logits_stride;
     struct fused fused[FUSED_MAX];

@@ -152,8 +152,6 @@ static int take_memory(struct cuda_backend *b, struct err *err)
         TAKE(block_table, tables * 4, bytes_other, "block table") < 0 ||
         TAKE(last_token, o->slots * 4, bytes_other, "tokens") < 0 ||
         TAKE(counts, (int64_t)o->slots * o->vocab_size * 2, bytes_other, "penalty counts") < 0 ||
-        TAKE(counts_ids, (int64_t)o->pages_per_slot * KV_PAGE_TOKENS * 4 + 64, bytes_other,
-             "penalty ids") < 0 ||
         TAKE(logits, logits * b->logits_stride * 4, bytes_other, "logits") < 0 ||
         TAKE(scratch, logits * b->logits_stride * 4, bytes_other, "adjusted logits") < 0 ||
         TAKE(partial, (int64_t)PARTIALS_MAX * 8 * (o->head_dim + 8) * 4, bytes_other,

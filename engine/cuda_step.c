@@ -1,6 +1,11 @@
 /* cuda_step: what the device is told of a step, and the tokens it hands back. */
 #include "engine/backend_cuda_impl.h"
 
+static int32_t history_cap(const struct cuda_backend *b)
+{
+    return TR_MAX(b->opts.pages_per_slot * KV_PAGE_TOKENS, HISTORY_IDS);
+}
+
 void cuda_block_layout(struct step_block *s, const struct cuda_backend *b, unsigned char *base)
 {
     const size_t rows = (size_t)b->opts.rows_cap, slots = (size_t)b->opts.slots;
@@ -26,6 +31,8 @@ void cuda_block_layout(struct step_block *s, const struct cuda_backend *b, unsig
     PART(tile_rows, rows);
     PART(ids, slots * SAMPLE_IDS_MAX);
     PART(bias, slots * SAMPLE_IDS_MAX);
+    PART(history, (size_t)history_cap(b));
+    PART(histories, slots);
 #undef PART
     s->bytes = at;
 }
@@ -67,8 +74,49 @@ static void pack_copies(const struct step *s, struct step_block *h)
     }
 }
 
+/* Uploads [field, field + bytes) of the flight's block: nobody reads it any more, because the step
+ * before the last has ended. */
+static cudaError_t upload(struct cuda_backend *b, struct flight *f, const void *field, size_t bytes)
+{
+    const size_t at = (size_t)((const unsigned char *)field - f->host.base);
+    return bytes == 0
+               ? cudaSuccess
+               : cudaMemcpyAsync(f->device.base + at, field, bytes, cudaMemcpyHostToDevice, b->up);
+}
+
+static cudaError_t history_upload(struct cuda_backend *b, struct flight *f)
+{
+    cudaError_t e = upload(b, f, f->host.history, (size_t)b->n_history * 4);
+    return e == cudaSuccess
+               ? upload(b, f, f->host.histories, (size_t)b->n_histories * sizeof *f->host.histories)
+               : e;
+}
+
+static cudaError_t history_count(struct cuda_backend *b, struct flight *f)
+{
+    return b->n_histories == 0
+               ? cudaSuccess
+               : (cudaError_t)counts_cuda(b->counts, (int)b->opts.vocab_size, f->device.histories,
+                                          b->n_histories, b->stream);
+}
+
+/* More histories begin in this step than the block holds: those so far are counted first. */
+static cudaError_t history_now(struct cuda_backend *b, struct flight *f)
+{
+    cudaError_t e = history_upload(b, f);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(b->up);
+    if (e == cudaSuccess)
+        e = history_count(b, f);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(b->stream);
+    b->n_history = b->n_histories = 0;
+    return e;
+}
+
 /* The slot's counts stand for this row's history, or are rebuilt: a new or resumed sequence. */
-static int history_follow(struct cuda_backend *b, const struct step_logit *l, struct err *err)
+static int history_follow(struct cuda_backend *b, const struct step_logit *l, struct flight *f,
+                          struct err *err)
 {
     const struct sample_row *row = &l->sample;
     struct slot_history *h = &b->history[l->slot];
@@ -79,18 +127,18 @@ static int history_follow(struct cuda_backend *b, const struct step_logit *l, st
         return E_OK;
     h->prompt = row->prompt;
     h->output = row->output;
-    struct counts_cuda job = {.ids = b->counts_ids, row->n_prompt, row->n_output, l->slot};
-    struct counts_cuda *device_job =
-        (void *)(b->counts_ids + (int64_t)b->opts.pages_per_slot * KV_PAGE_TOKENS);
-    cudaError_t e = cudaMemcpyAsync(b->counts_ids, row->prompt, (size_t)row->n_prompt * 4,
-                                    cudaMemcpyHostToDevice, b->stream);
-    if (e == cudaSuccess && row->n_output > 0)
-        e = cudaMemcpyAsync(b->counts_ids + row->n_prompt, row->output, (size_t)row->n_output * 4,
-                            cudaMemcpyHostToDevice, b->stream);
-    if (e == cudaSuccess)
-        e = cudaMemcpyAsync(device_job, &job, sizeof job, cudaMemcpyHostToDevice, b->stream);
-    if (e == cudaSuccess)
-        e = (cudaError_t)counts_cuda(b->counts, (int)b->opts.vocab_size, device_job, 1, b->stream);
+    const int32_t n = row->n_prompt + row->n_output;
+    CHECK(n <= history_cap(b));
+    cudaError_t e = cudaSuccess;
+    if (b->n_history + n > history_cap(b) || b->n_histories == b->opts.slots)
+        e = history_now(b, f);
+    int32_t *ids = f->host.history + b->n_history;
+    memcpy(ids, row->prompt, (size_t)row->n_prompt * 4);
+    if (row->n_output > 0)
+        memcpy(ids + row->n_prompt, row->output, (size_t)row->n_output * 4);
+    f->host.histories[b->n_histories++] = (struct counts_cuda){
+        f->device.history + b->n_history, row->n_prompt, row->n_output, l->slot};
+    b->n_history += n;
     return e == cudaSuccess ? E_OK : cuda_fail(err, e, "penalty counts");
 }
 
@@ -141,17 +189,7 @@ static int pack_sample(struct cuda_backend *b, const struct step_logit *l, struc
         h->bias[*n_ids + k] = p->bias[k];
     }
     *n_ids += row->n_banned + p->n_bias;
-    return has_penalties(p) ? history_follow(b, l, err) : E_OK;
-}
-
-/* Uploads [field, field + bytes) of the flight's block: nobody reads it any more, because the step
- * before the last has ended. */
-static cudaError_t upload(struct cuda_backend *b, struct flight *f, const void *field, size_t bytes)
-{
-    const size_t at = (size_t)((const unsigned char *)field - f->host.base);
-    return bytes == 0
-               ? cudaSuccess
-               : cudaMemcpyAsync(f->device.base + at, field, bytes, cudaMemcpyHostToDevice, b->up);
+    return has_penalties(p) ? history_follow(b, l, f, err) : E_OK;
 }
 
 static struct step_clock *clock_of(struct cuda_backend *b, int64_t step)
@@ -170,6 +208,8 @@ static cudaError_t enqueue_start(struct cuda_backend *b, const struct step *s, s
         e = cudaStreamWaitEvent(b->stream, f->uploaded, 0);
     if (e == cudaSuccess)
         e = cudaEventRecord(clock->begin, b->stream);
+    if (e == cudaSuccess)
+        e = history_count(b, f);
     if (e == cudaSuccess && n_deltas > 0)
         e = (cudaError_t)scatter_cuda(b->block_table, f->device.deltas, n_deltas, b->stream);
     if (e == cudaSuccess && s->n_copies > 0)
@@ -196,6 +236,7 @@ int cuda_step_begin(struct backend *base, const struct step *s, struct err *err)
     memcpy(h->tokens, s->tokens, n * 4);
     memcpy(h->position, s->rows.position, n * 4);
     memcpy(h->slot, s->rows.slot, n * 4);
+    b->n_history = b->n_histories = 0;
     const int n_deltas = pack_block_table(b, s, h);
     int n_ids = 0, rc = E_OK;
     for (int i = 0; i < s->n_logits && rc == E_OK; i++)
@@ -226,6 +267,8 @@ int cuda_step_begin(struct backend *base, const struct step *s, struct err *err)
         e = upload(b, f, h->ids, (size_t)n_ids * 4);
     if (e == cudaSuccess)
         e = upload(b, f, h->bias, (size_t)n_ids * 4);
+    if (e == cudaSuccess)
+        e = history_upload(b, f);
     if (e == cudaSuccess)
         e = enqueue_start(b, s, f, n_deltas);
     return e == cudaSuccess ? E_OK : cuda_fail(err, e, "step upload");

@@ -33,6 +33,15 @@ static void set_real(json_t *object, const char *key, double value)
     CHECK(json_object_set_new(object, key, json_real(value)) == 0);
 }
 
+/* A run takes minutes: each part is told when it is done, on standard error, so that a run that is
+ * cut short has not been in vain. */
+static void told(const char *list, const json_t *part)
+{
+    fprintf(stderr, "%s ", list);
+    json_dumpf(part, stderr, JSON_COMPACT | JSON_REAL_PRECISION(6));
+    fputc('\n', stderr);
+}
+
 /* Whether --workloads names it. */
 static bool wanted(const struct gpu_bench *g, const char *name)
 {
@@ -93,6 +102,7 @@ static int measure_ceilings(struct gpu_bench *g, struct err *err)
     json_t *ceilings = json_object_get(g->doc, "ceilings");
     set_real(ceilings, "copy_TBps", g->top.copy_Bps * 1e-12);
     set_real(ceilings, "bf16_TFLOPs", g->top.gemm_flops * 1e-12);
+    told("ceilings", ceilings);
     return E_OK;
 }
 
@@ -173,7 +183,9 @@ static int sweep_slots(struct gpu_bench *g, struct cuda_meter *m, struct err *er
                                    "r_seq_tok_s_at_slots", tokens_a_second(&at, names[w])));
             if (slots[i] == 0 || slots[i] == 16 || slots[i] == 256) {
                 shape.name = name;
-                bench_append(g->doc, "steps", bench_step_json(&shape, &t));
+                json_t *doc = bench_step_json(&shape, &t);
+                bench_append(g->doc, "steps", doc);
+                told("steps", doc);
             }
         }
     return E_OK;
@@ -194,7 +206,9 @@ static int measure_attention(struct gpu_bench *g, struct cuda_meter *m, struct e
         int rc = cuda_meter_step(m, &shapes[i], &t, err);
         if (rc != E_OK)
             return rc;
-        bench_append(g->doc, "attention", bench_attention_json(&shapes[i], &t, &g->roofline));
+        json_t *doc = bench_attention_json(&shapes[i], &t, &g->roofline);
+        bench_append(g->doc, "attention", doc);
+        told("attention", doc);
     }
     return E_OK;
 }
@@ -234,10 +248,8 @@ static int run_one(struct gpu_bench *g, struct engine *e, const struct workload 
     if (w->requests == 1)
         set_real(doc, "share_weights",
                  run.shares.out_tok_s * roofline_weights_seconds(&g->roofline));
-    LOG(LOG_INFO, "bench_run", LOG_S("workload", w->name), LOG_F("out_tok_s", run.shares.out_tok_s),
-        LOG_F("share_r_seq", run.shares.share_r_seq),
-        LOG_F("gpu_idle_share", run.shares.gpu_idle_share));
     bench_append(g->doc, "runs", doc);
+    told("runs", doc);
     return E_OK;
 }
 
