@@ -6,7 +6,6 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include <pthread.h>
 #include <signal.h>
 #include <sqlite3.h>
 #include <stdlib.h>
@@ -541,13 +540,6 @@ static void an_outage_that_ends_badly_keeps_the_spool(void **state)
     assert_int_equal(spool_left, 0);
 }
 
-static void *stop_soon(void *arg)
-{
-    clock_sleep_ns(clock_system(), 1000000000);
-    stop_flag = 1;
-    return arg;
-}
-
 /* Stopped while the database is away: what was finished stands in the spool, nothing of it is
  * acknowledged, and the next worker writes it before it claims anything. */
 static void the_next_worker_replays(void **state)
@@ -562,11 +554,9 @@ static void the_next_worker_replays(void **state)
                           .step_ns = 1000000,
                           .grace_ns = 300000000,
                           .stop = &stop_flag};
-    pthread_t timer;
-    assert_int_equal(pthread_create(&timer, NULL, stop_soon, NULL), 0);
-    int rc = run(&set);
-    pthread_join(timer, NULL);
-    assert_int_equal(rc, E_OK);
+    signal(SIGALRM, on_alarm);
+    alarm(1);
+    assert_int_equal(run(&set), E_OK);
     assert_true(summary.work_left && summary.spooled > 0 && spool_left > 0);
     assert_int_equal(source.acked_without_row, 0);
     int64_t there = ask("SELECT count(*) FROM results"), spooled = summary.spooled;
