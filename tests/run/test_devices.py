@@ -2,7 +2,10 @@
 engine, and what holds when one of them is lost: exit 70, finished rows written, nothing lost."""
 import json
 import re
+import signal
 import sqlite3
+import subprocess
+import time
 
 import pytest
 
@@ -29,9 +32,10 @@ def count(db, sql):
 
 @pytest.fixture
 def sim(tranche, tmp_path):
-    def call(devices, db, *more):
+    def call(devices, db, *more, timeout=120):
         return tranche("run", "--engine", "sim", "--device", devices, "--slots", 8, "--db", db,
-                       "--progress", "off", "--log-level", "info", *more, "jobs.jsonl")
+                       "--progress", "off", "--log-level", "info", *more, "jobs.jsonl",
+                       timeout=timeout)
     return call
 
 
@@ -71,17 +75,49 @@ def test_two_cpu_engines_give_one_engines_bytes(tranche, tiny_model, tmp_path):
 def test_a_lost_device_loses_nothing(sim, tmp_path, devices):
     write_jobs(tmp_path / "jobs.jsonl", 600)
     whole = outputs(sim("cpu", "whole.db"))
-    lost = sim(devices, "lost.db", "--sim-fault-after", 200, "--sim-step", "1ms", "--grace", "20s")
+    lost = sim(devices, "lost.db", "--sim-fault-after", 200, "--sim-step", "1ms", "--grace", "20s",
+               "--supervise=off")
     assert lost.returncode == 70, lost.stdout + lost.stderr
     assert b"the device was lost at step 200" in lost.stderr
     done = count(tmp_path / "lost.db", "SELECT count(*) FROM results")
     assert 0 < done < 600
-    # A lost device convicts no job: its attempts are given back.
-    assert count(tmp_path / "lost.db", "SELECT coalesce(sum(n),0) FROM job_attempts") == 0
     again = sim(devices, "lost.db")
     assert outputs(again) == whole
     assert count(tmp_path / "lost.db", "SELECT count(*) FROM results") == 600
     assert int(re.search(rb" rows=(\d+)", again.stdout).group(1)) == 600 - done
+
+
+def test_several_engines_are_parked_and_go_on(binary, tmp_path, sim):
+    write_jobs(tmp_path / "jobs.jsonl", 120, min_tokens=300, max_tokens=400)
+    whole = outputs(sim("cpu", "whole.db", "--sim-tokens", 400))
+    with subprocess.Popen([binary, "run", "--engine", "sim", "--device", "cpu,cpu,cpu", "--slots",
+                           "8", "--sim-tokens", "400", "--sim-step", "5ms", "--db", "parked.db",
+                           "--progress", "off", "--grace", "1s", "jobs.jsonl"], cwd=tmp_path,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        for line in process.stderr:
+            if b"event=run_started" in line:
+                break
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(60) == 143, rest
+    assert count(tmp_path / "parked.db", "SELECT count(*) FROM parked") > 8, rest
+    again = sim("cpu,cpu", "parked.db", "--sim-tokens", 400)
+    assert outputs(again) == whole
+    assert int(re.search(rb" resumed=(\d+)", again.stdout).group(1)) > 8
+    assert count(tmp_path / "parked.db", "SELECT count(*) FROM parked") == 0
+
+
+def test_the_parent_starts_again_after_a_lost_device(sim, tmp_path):
+    write_jobs(tmp_path / "jobs.jsonl", 600)
+    whole = outputs(sim("cpu", "whole.db"))
+    again = sim("cpu,cpu", "lost.db", "--sim-fault-after", 150, "--sim-step", "1ms", timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count(b"the device was lost at step 150") >= 1
+    assert again.stderr.count(b"exit=70") >= 1
+    assert count(tmp_path / "lost.db", "SELECT count(*) FROM results") == 600
+    last = sim("cpu", "lost.db")
+    assert outputs(last) == whole and b" rows=0 " in last.stdout
 
 
 @pytest.mark.parametrize("devices", ["cuda:0,cuda:0", "cpu,cuda:1", "cuda:1,auto", "cuda:0,", ",",

@@ -210,6 +210,8 @@ struct setting {
     int64_t spool_bytes; /* 0: no spool */
     double fail_share, breaker;
     int64_t step_ns, grace_ns, claim_rows;
+    int64_t fault_at; /* step at which the first engine is lost */
+    int engines;      /* 0: one */
     int32_t flush_rows;
     const atomic_int *stop;
 };
@@ -277,9 +279,14 @@ static int run(const struct setting *set)
                                                     .tokens_mean = 6,
                                                     .vocab_size = 256,
                                                     .poison_id = -1,
+                                                    .fault_after_steps = set->fault_at,
                                                     .fail_share = set->fail_share}}};
-    struct engine *engine = NULL;
-    if (engine_open(&engine, &model.engine, &error) < 0)
+    struct engine *engines[ENGINES_MAX];
+    int n_engines = 0;
+    model.n_devices = TR_MAX(set->engines, 1);
+    for (int i = 0; i < model.n_devices; i++)
+        model.devices[i] = i;
+    if (loaded_model_engines(engines, &n_engines, &model, &error) < 0)
         fail_msg("%s", error.msg);
     struct prepare_context prepare = {
         .model = &model,
@@ -291,8 +298,8 @@ static int run(const struct setting *set)
                                     .worker = "w",
                                     .source_label = STR("b.jsonl")};
     struct worker_opts opts = {.source = &source.source,
-                               .engines = &engine,
-                               .n_engines = 1,
+                               .engines = engines,
+                               .n_engines = n_engines,
                                .sink = &sink.sink,
                                .spool = spool,
                                .prepare = &prepare,
@@ -308,7 +315,8 @@ static int run(const struct setting *set)
                                .breaker = set->breaker,
                                .stop_signal = set->stop};
     int rc = worker_run(&opts, &summary, &error);
-    engine_close(engine);
+    for (int i = 0; i < n_engines; i++)
+        engine_close(engines[i]);
     spool_left = spool_bytes(spool);
     spool_close(spool);
     sink_close(sink.real);
@@ -619,6 +627,32 @@ static void engine_failures_are_failed_rows(void **state)
     assert_int_equal(summary.rows[RESULT_FAILED], failed);
 }
 
+static void several_engines_do_each_job_once(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = many, .n = MANY, .engines = 3, .step_ns = 200000};
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(MANY);
+    assert_int_equal(summary.rows[RESULT_OK], MANY);
+    assert_int_equal(summary.engine.slots, 24);
+}
+
+static void a_lost_engine_ends_the_worker(void **state)
+{
+    (void)state;
+    struct setting set = {
+        .lines = many, .n = MANY, .engines = 3, .step_ns = 200000, .fault_at = 40};
+    assert_int_equal(run(&set), E_FATAL);
+    assert_non_null(strstr(error.msg, "lost at step 40"));
+    assert_true(summary.work_left);
+    assert_int_equal(source.acked_without_row, 0);
+    assert_int_equal(source.acked, ask("SELECT count(*) FROM results"));
+    assert_true(source.acked > 0 && source.acked < MANY);
+    set.fault_at = 0;
+    assert_int_equal(run(&set), E_OK);
+    assert_int_equal(ask("SELECT count(*) FROM results"), MANY);
+}
+
 static void cancelled_jobs_are_not_run(void **state)
 {
     (void)state;
@@ -789,6 +823,8 @@ int main(void)
         WITH_FILE(twins_and_conflicts_in_flight),
         WITH_FILE(bad_lines_do_not_stop_the_rest),
         WITH_FILE(engine_failures_are_failed_rows),
+        WITH_FILE(several_engines_do_each_job_once),
+        WITH_FILE(a_lost_engine_ends_the_worker),
         WITH_FILE(cancelled_jobs_are_not_run),
         WITH_FILE(a_broken_model_stops_intake),
         WITH_FILE(a_probe_lets_the_rest_through),
