@@ -1,6 +1,7 @@
 #!/bin/sh
 # Compiles every CUDA kernel for sm_90a and to PTX, warnings as errors, and fails on register spills in
-# the hot ones. Finds or fetches a toolkit (tools/cuda_toolkit.sh); no GPU is needed.
+# the hot ones; then holds the attention kernels' work lists against random steps
+# (attention_lists_test.c). Finds or fetches a toolkit (tools/cuda_toolkit.sh); no GPU is needed.
 # usage: tests/cuda/lint.sh [ARCH...]   without one, 90a: the only one that attention (wgmma) compiles for
 set -eu
 cd "$(dirname "$0")/../.."
@@ -28,5 +29,11 @@ for source in kernels/cuda/*.cu; do
         failed=1
     fi
 done
+if ! ${CC:-cc} -std=gnu11 -g -O1 -fsanitize=address,undefined -Wall -Wextra -Werror -I. -isystem \
+    "$root/include" tests/cuda/attention_lists_test.c engine/cuda_attention.c engine/base.c -o "$out/lists" ||
+    ! "$out/lists"; then
+    echo "cuda: the attention lists are wrong"
+    failed=1
+fi
 [ $failed -eq 0 ] && echo "cuda: $(ls kernels/cuda/*.cu | wc -l) kernel files compile for $*, no spills"
 exit $failed
