@@ -200,6 +200,10 @@ def main():
     folder = pathlib.Path(tempfile.mkdtemp(prefix="tranche-demo-"))
     try:
         return run(options, folder)
+    except (subprocess.CalledProcessError, RuntimeError, OSError) as error:
+        output = getattr(error, "output", None) or b""
+        print(f"demo: {error}\n{output.decode(errors='replace')[-2000:]}", file=sys.stderr)
+        return 69
     except KeyboardInterrupt:
         print("\ndemo: stopped; everything is removed", flush=True)
         return 130

@@ -32,6 +32,7 @@ END
     }
     touch "$part/complete"
     rm "$part/pom.xml"
+    chmod 755 "$part" # mktemp made it for one user alone
     mv "$part" "$out"
     trap - EXIT
 fi

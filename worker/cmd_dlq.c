@@ -1,5 +1,4 @@
 /* cmd_dlq: `tranche dlq list|show|redrive`: dead letters for people, and back into a queue. */
-#include "engine/log.h"
 #include "engine/tokenizer.h"
 #include "worker/commands.h"
 #include "worker/console.h"

@@ -592,8 +592,13 @@ def test_least_privilege(server, database, tranche, tmp_path):
     refused(server, name, analyst, "CREATE TEMP TABLE x (a int)")
     server.ask(name, "SELECT payload FROM tranche.dead_letters", user=redrive)
     server.ask(name, "UPDATE tranche.dead_letters SET redriven_at=now()", user=redrive)
-    refused(server, name, redrive, "UPDATE tranche.dead_letters SET payload=''")
-    refused(server, name, redrive, "DELETE FROM tranche.results")
+    server.ask(name, "UPDATE tranche.partition_progress SET position=0", user=redrive)
+    for statement in ("UPDATE tranche.dead_letters SET payload=''", "DELETE FROM tranche.results",
+                      "UPDATE tranche.results SET status='ok'", "DELETE FROM tranche.dead_letters",
+                      "INSERT INTO tranche.dead_letters DEFAULT VALUES",
+                      "DELETE FROM tranche.job_attempts", "DELETE FROM tranche.partition_progress",
+                      "CREATE TABLE tranche.x (a int)", "CREATE TEMP TABLE x (a int)"):
+        refused(server, name, redrive, statement)
     server.ask("postgres", f"CREATE ROLE nobody_{name} LOGIN")
     refused(server, name, f"nobody_{name}", "SELECT * FROM tranche.v_results")
 
