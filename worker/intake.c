@@ -95,6 +95,17 @@ static void tell(struct intake *in, enum event kind, const int32_t *partitions, 
     }
 }
 
+/* A copy of it, the worker's to free. */
+static void hand_over(struct intake *in, enum event kind, const void *what, size_t size)
+{
+    struct item item = {(int)kind, mem_alloc(1, size)};
+    if (!item.ptr)
+        return;
+    memcpy(item.ptr, what, size);
+    if (!queue_push(in->opts.events, &item, 1))
+        mem_free(item.ptr);
+}
+
 static void service(struct intake *in)
 {
     struct source_service news;
@@ -103,13 +114,10 @@ static void service(struct intake *in)
     tell(in, EVENT_REVOKED, news.revoked, news.n_revoked);
     tell(in, EVENT_LOST, news.lost, news.n_lost);
     tell(in, EVENT_ASSIGNED, news.assigned, news.n_assigned);
-    for (int32_t i = 0; i < news.n_gaps; i++) {
-        struct item item = {EVENT_GAP, mem_alloc(1, sizeof(struct source_gap))};
-        if (item.ptr)
-            *(struct source_gap *)item.ptr = news.gaps[i];
-        if (item.ptr && !queue_push(in->opts.events, &item, 1))
-            mem_free(item.ptr);
-    }
+    for (int32_t i = 0; i < news.n_gaps; i++)
+        hand_over(in, EVENT_GAP, &news.gaps[i], sizeof news.gaps[i]);
+    for (int32_t i = 0; i < news.n_started; i++)
+        hand_over(in, EVENT_STARTED, &news.started[i], sizeof news.started[i]);
     if (rc == E_FATAL && !in->drained)
         fail(in, &err);
     else if (rc < 0)

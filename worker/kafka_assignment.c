@@ -208,6 +208,14 @@ static void add_gap(struct source_kafka *k, int32_t partition, int64_t from, int
         k->news.gaps[k->news.n_gaps++] = gap;
 }
 
+/* Nothing on record: where this begins is written down before anything is acknowledged, so that a
+ * database restored to a time between the two does not take the group's offset for its own. */
+static void note_start(struct source_kafka *k, int32_t partition, int64_t position)
+{
+    if (k->news.n_started < SOURCE_PARTITIONS_MAX)
+        k->news.started[k->news.n_started++] = (struct source_start){partition, position};
+}
+
 /* The watermark where there is one, else the group's offset, else the first message. A watermark
  * below the group's offset: the database went back in time, and the lost rows are done again. */
 static void choose_start(struct source_kafka *k, int32_t partition, int64_t committed, int64_t low,
@@ -231,6 +239,8 @@ static void choose_start(struct source_kafka *k, int32_t partition, int64_t comm
     p->ended = false;
     k->idle_ns = k->claimed_ns = clock_mono_ns(k->clock); /* the questions took their time */
     kafka_watermark_start(&p->watermark, at);
+    if (p->start < 0 && !p->refused)
+        note_start(k, partition, at);
     LOG(LOG_INFO, "partition_start", LOG_I("partition", partition), LOG_I("position", at),
         LOG_I("log_end", high));
 }

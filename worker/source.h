@@ -20,6 +20,11 @@ struct source_gap {
     int64_t from, to;
     const char *reason; /* static */
 };
+/* Where a partition begins of which the sink had nothing on record. */
+struct source_start {
+    int32_t partition;
+    int64_t position;
+};
 /* Partitions that changed hands since the last call. */
 struct source_service {
     int32_t assigned[SOURCE_PARTITIONS_MAX], n_assigned; /* wait for `start` */
@@ -27,6 +32,8 @@ struct source_service {
     int32_t lost[SOURCE_PARTITIONS_MAX], n_lost;         /* gone already: acks will be refused */
     struct source_gap gaps[SOURCE_GAPS_MAX];
     int32_t n_gaps;
+    struct source_start started[SOURCE_PARTITIONS_MAX]; /* to be put on record, ahead of any row */
+    int32_t n_started;
 };
 struct source_lag {
     int64_t messages; /* unread; -1: not known */

@@ -327,7 +327,7 @@ static int redis_service(struct source *source, struct source_service *out, stru
 {
     struct source_redis *r = redis_of(source);
     struct err away = {0}, why = {0};
-    out->n_assigned = out->n_revoked = out->n_lost = out->n_gaps = 0;
+    out->n_assigned = out->n_revoked = out->n_lost = out->n_gaps = out->n_started = 0;
     if (r->gap.reason)
         out->gaps[out->n_gaps++] = r->gap;
     r->gap = (struct source_gap){0};

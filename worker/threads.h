@@ -22,6 +22,7 @@ enum event {
     EVENT_REVOKED,        /* partition: commit what is finished of it, then forget it */
     EVENT_LOST,           /* partition: forget it */
     EVENT_GAP,            /* struct source_gap, the worker's from here on */
+    EVENT_STARTED,        /* struct source_start, the worker's from here on */
     EVENT_DRAINED,        /* the source has given its last message */
     EVENT_SOURCE_FAILED,  /* intake_error says why */
     EVENT_SINK_DONE,      /* struct sink_call */

@@ -252,6 +252,7 @@ static void on_event(struct worker *w, const struct item *item)
     case EVENT_REVOKED:
     case EVENT_LOST:
     case EVENT_GAP:
+    case EVENT_STARTED:
         worker_partition_event(w, item);
         break;
     case EVENT_DRAINED:

@@ -126,7 +126,7 @@ static void close_threads(struct worker *w)
         for (size_t i = 0; i < n; i++)
             if (items[i].kind == EVENT_PREPARED)
                 outstanding_arrive(&w->out, items[i].ptr);
-            else if (items[i].kind == EVENT_GAP)
+            else if (items[i].kind == EVENT_GAP || items[i].kind == EVENT_STARTED)
                 mem_free(items[i].ptr);
 }
 

@@ -31,10 +31,27 @@ static void add_gap(struct worker *w, struct source_gap *gap)
     mem_free(gap);
 }
 
+/* Goes on record with the next transaction, and its first ack comes behind that. */
+static void add_start(struct worker *w, struct source_start *start)
+{
+    struct partition *part = &w->out.partitions[start->partition];
+    if (!part->used) {
+        part->used = true;
+        part->position = start->position;
+        if (!w->progress_ns)
+            w->progress_ns = clock_mono_ns(w->opts.clock);
+    }
+    mem_free(start);
+}
+
 void worker_partition_event(struct worker *w, const struct item *item)
 {
     if (item->kind == EVENT_GAP) {
         add_gap(w, item->ptr);
+        return;
+    }
+    if (item->kind == EVENT_STARTED) {
+        add_start(w, item->ptr);
         return;
     }
     int32_t p = item_partition(item);

@@ -279,6 +279,32 @@ def test_start_is_the_databases_not_the_groups(queue):
     assert_all(queue, 300)
 
 
+def test_a_restored_database_that_knew_only_the_start(queue):
+    """Copied when the worker had its partitions and not one row, restored when all was acknowledged."""
+    worker = queue.work()
+    until = time.monotonic() + 60
+    while not os.path.exists(queue.db) or len(queue.rows(
+            "SELECT 1 FROM sqlite_schema WHERE name = 'partition_progress'")) == 0 or len(
+            queue.rows("SELECT 1 FROM partition_progress")) < 3:
+        assert time.monotonic() < until and worker.poll() is None, queue.logs()
+        time.sleep(0.1)
+    source, copy = sqlite3.connect(queue.db), sqlite3.connect(f"{queue.folder}/copy.db")
+    source.backup(copy)
+    source.close()
+    copy.close()
+    queue.submit(jobs(100))
+    queue.wait_rows(100)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) in (0, 143) and queue.lag() == 0
+    for name in os.listdir(queue.folder):
+        if name.startswith("rows.db"):
+            os.remove(f"{queue.folder}/{name}")
+    os.rename(f"{queue.folder}/copy.db", queue.db)
+    queue.finish("--idle-exit", "3s")
+    assert "progress_behind_group" in queue.logs()
+    assert_all(queue, 100)
+
+
 def test_broker_restart_mid_run(queue):
     n = 2000
     queue.submit(jobs(n))
