@@ -119,6 +119,11 @@ def count_campaign(status, text):
     return (int(last[1]), int(last[2])) if last else (0, 1)
 
 
+def model():
+    """The protocol's model over every interleaving, and its mutants."""
+    execute("protocol model", ["tests/model/check.py"], 900, None, count_campaign)
+
+
 def campaign():
     """The short fault campaign: real servers, workers that die at named points."""
     command = ["/usr/bin/python3", "tests/faults/campaign.py", "run", "--short"]
@@ -190,6 +195,7 @@ def run_all():
         beside.join()
     if build("faults", ["tranche", "faultproxy"]):
         campaign()
+    model()
     if build("asan"):
         units("asan")
     threaded = threaded_targets()

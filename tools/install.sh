@@ -13,7 +13,7 @@ run="gcc libc6-dev cmake ninja-build pkg-config git libjansson-dev libutf8proc-d
 run="$run libpq-dev librdkafka-dev libhiredis-dev"
 cuda="g++ python3-venv"
 tests="clang-14 libclang-rt-14-dev llvm-14 clang-format-14 ccache libcmocka-dev python3 $cuda python3-pytest"
-tests="$tests postgresql pgbouncer python3-psycopg2 redis-server python3-redis kcat python3-confluent-kafka default-jre-headless maven"
+tests="$tests postgresql pgbouncer python3-psycopg2 redis-server python3-redis kcat python3-confluent-kafka faketime spin default-jre-headless maven"
 # Texts and public tokenizers for the tests come out of registry packages; any npm will do.
 command -v npm >/dev/null 2>&1 || tests="$tests npm"
 demo="postgresql redis-server default-jre-headless maven python3"
