@@ -168,7 +168,7 @@ int engine_cuda_open(struct engine **out, const struct engine_opts *opts, struct
                              .bytes = cuda_bytes,
                              .times = cuda_times,
                              .close = cuda_net_close};
-    snprintf(net.fingerprint, sizeof net.fingerprint, "cuda-v2 %s %s",
+    snprintf(net.fingerprint, sizeof net.fingerprint, "cuda-v1 %s %s",
              backend_cuda_device_name(o.device), c->family);
     const int64_t start_ns = clock_mono_ns(clock_system());
     rc = net_open(n, &o, n_pages, err);

@@ -11,8 +11,16 @@
 
 enum { RULES_MAX = 16, NAME_MAX_BYTES = 47, USAGE = 64 };
 
-enum action { ACTION_KILL, ACTION_SEGV, ACTION_STOP, ACTION_EXIT, ACTION_SLEEP, ACTION_ERROR };
-static const char *const action_names[] = {"kill", "segv", "stop", "exit", "sleep", "error"};
+enum action {
+    ACTION_KILL,
+    ACTION_POD,
+    ACTION_SEGV,
+    ACTION_STOP,
+    ACTION_EXIT,
+    ACTION_SLEEP,
+    ACTION_ERROR
+};
+static const char *const action_names[] = {"kill", "pod", "segv", "stop", "exit", "sleep", "error"};
 
 static struct rule {
     char name[NAME_MAX_BYTES + 1];
@@ -77,6 +85,8 @@ static int act(const struct rule *r, long hit, struct err *err)
     switch (r->action) {
     case ACTION_KILL:
         return kill(getpid(), SIGKILL), pause();
+    case ACTION_POD:
+        return kill(0, SIGKILL), pause();
     case ACTION_SEGV:
         return raise(SIGSEGV), pause();
     case ACTION_STOP:

@@ -5,9 +5,9 @@
  *   TRANCHE_FAIL=NAME:ACTION[=VALUE][@N[+]][,NAME:...]
  *
  * at the Nth time that the process comes by (1 when none is given; N+: from the Nth on). Actions:
- * kill (SIGKILL), segv (SIGSEGV), stop (SIGSTOP to the whole process), exit[=STATUS] (70),
- * sleep=MS, error (only where the place can fail: E_RETRY). Each one says so on standard error
- * first. */
+ * kill (SIGKILL), pod (SIGKILL to the process group, its supervising parent included), segv
+ * (SIGSEGV), stop (SIGSTOP to the whole process), exit[=STATUS] (70), sleep=MS, error (only where
+ * the place can fail: E_RETRY). Each one says so on standard error first. */
 #ifndef TRANCHE_WORKER_FAILPOINT_H
 #define TRANCHE_WORKER_FAILPOINT_H
 

@@ -23,7 +23,10 @@ import traceback
 import cases
 import registry
 import report
+import rows_brokers  # noqa: F401
+import rows_jobs  # noqa: F401
 import rows_kill  # noqa: F401
+import rows_postgres  # noqa: F401
 from servers import BINARY, ROOT, Servers
 
 RESULTS = ROOT / "tests/faults/results"
@@ -50,7 +53,7 @@ def run_case(servers, number, params, seed, keep=False):
     start = time.time()
     case = None
     try:
-        case = cases.Case(servers, number, params, seed)
+        case = cases.Case(servers, number, params, seed, registry.ROWS[number].private)
         record = registry.ROWS[number].run(case)
     except Exception:  # whatever it was, it belongs into the record
         broke = traceback.format_exc()[-1500:]
@@ -113,7 +116,7 @@ class Campaign:
         servers = Servers()
         try:
             for alone in (False, True):
-                part = [t for t in todo if registry.ROWS[t[0]].exclusive == alone]
+                part = [t for t in todo if bool(registry.ROWS[t[0]].alone(t[1])) == alone]
                 lanes = 1 if alone else self.arguments.lanes
                 with concurrent.futures.ThreadPoolExecutor(lanes) as pool:
                     for f in [pool.submit(self.one, servers, *t) for t in part]:

@@ -16,7 +16,7 @@ import psycopg2
 
 from ledger import Ledger
 from queues import KafkaQueue, RedisQueue
-from servers import BINARY, PASSWORD, ROLE, ROOT, Worker, clean_environment
+from servers import (BINARY, PASSWORD, ROLE, ROOT, Worker, clean_environment, redis_server)
 
 SIM_TOKENS = 8
 COMPARED = ("custom_id, status, answer, finish_reason, prompt_tokens, completion_tokens, choices, "
@@ -48,7 +48,7 @@ def calm(servers, jobs, batch):
 
 
 class Case:
-    def __init__(self, servers, row, params, seed, proxy_ports=None):
+    def __init__(self, servers, row, params, seed, private=False):
         self.servers, self.params, self.seed = servers, params, seed
         self.dice = random.Random(f"{row}/{sorted(params.items())}/{seed}")
         self.number = next(servers.numbers)
@@ -56,15 +56,21 @@ class Case:
         self.folder = servers.folder / self.name
         self.folder.mkdir()
         servers.database(self.name)
-        self.ports = proxy_ports or {}    # "postgres", "redis", "kafka": of a proxy before it
+        self.ports = {}                   # "postgres", "redis": of a proxy before it
+        self.private = None               # a Redis of its own, where the case breaks it
+        self.workers, self.cleanups = [], []
+        if private:
+            self.private = redis_server.Server(self.folder / "redis")
+            self.cleanups.append(self.private.stop)
         self.queue = self.make_queue()
         self.ledger = Ledger(self.folder / "ledger")
         self.jobs = {}                    # id -> text of what is to become its row
         self.expected_dead = set()        # ids that are to become dead letters
+        self.deaths_wanted = {9, -1, 0}   # signals that a worker may die of
+        self.gone = set()                 # ids that their broker lost, as it was told to
         self.any_content = set()          # ids whose row may be of one of several payloads
-        self.workers, self.cleanups = [], []
         self.violations, self.kills, self.notes = [], [], {}
-        self.observer = None
+        self.observer = self.link = None
         self.started = time.time()
 
     # ---- ends ----
@@ -72,8 +78,11 @@ class Case:
     def make_queue(self):
         kind = self.params.get("broker", "redis")
         name = f"{self.name}q"
-        queue = RedisQueue(self.servers.redis.port, name) if kind == "redis" else KafkaQueue(
-            self.servers.kafka.address, name, partitions=self.params.get("partitions", 3))
+        if kind == "redis":
+            queue = RedisQueue((self.private or self.servers.redis).port, name)
+        else:
+            queue = KafkaQueue(self.servers.kafka.address, name,
+                               partitions=self.params.get("partitions", 3))
         queue.make()
         return queue
 
@@ -84,7 +93,18 @@ class Case:
         return postgres.url(self.name, ROLE)
 
     def ask(self, query, *values):
-        return self.servers.postgres.ask(self.name, query, *values)
+        for again in (True, False):
+            try:
+                if self.link is None:
+                    self.link = self.servers.postgres.connect(self.name)
+                with self.link.cursor() as cursor:
+                    cursor.execute(query, values or None)
+                    return cursor.fetchall() if cursor.description else None
+            except (psycopg2.InterfaceError, psycopg2.DatabaseError):
+                if not again or (self.link and not self.link.closed):
+                    raise
+                self.link = None  # the server was stopped meanwhile
+        return None
 
     def watch(self):
         """Starts the observer, which goes by no proxy."""
@@ -128,6 +148,16 @@ class Case:
         self.workers.append(w)
         return w
 
+    def command(self, *words, status=(0,)):
+        """A command of the operator's, as root of the database; its standard output."""
+        done = subprocess.run([BINARY, *map(str, words), "--db",
+                               self.servers.postgres.url(self.name)], cwd=self.folder, check=False,
+                              env=clean_environment(), capture_output=True, timeout=120)
+        if done.returncode not in status:
+            self.violate(f"tranche {words[0]} left with {done.returncode}: "
+                         f"{done.stderr.decode()[-400:]}")
+        return done.stdout.decode()
+
     def kill(self, worker, why="random"):
         """Answers whether there was something to kill; counted by why."""
         lived = worker.kill()
@@ -140,6 +170,11 @@ class Case:
 
     def rows(self):
         return self.ask("SELECT count(*) FROM tranche.results")[0][0]
+
+    def forget_link(self):
+        if self.link:
+            self.link.close()
+        self.link = None
 
     def drain(self, timeout=90, **how):
         """Workers that are left end by themselves, then one more until nothing is left."""
@@ -162,6 +197,11 @@ class Case:
 
     def violate(self, text):
         self.violations.append(text)
+
+    def seen_before_reset(self):
+        """Keeps what the observer saw, and starts another: the fault takes the broker back."""
+        self.earlier = self.seen()
+        self.violations += self.earlier.get("violations", [])
 
     def seen(self):
         """The observer's summary; it takes its last look now."""
@@ -200,7 +240,8 @@ class Case:
         dead = {r[0] for r in self.ask("SELECT custom_id FROM tranche.dead_letters")}
         if dead != self.expected_dead:
             self.violate(f"I6: dead letters {sorted(dead)[:5]} for {sorted(self.expected_dead)[:5]}")
-        left = self.ask("SELECT custom_id, n FROM tranche.job_attempts LIMIT 5")
+        left = [a for a in self.ask("SELECT custom_id, n FROM tranche.job_attempts") if a[0] not in
+                self.gone][:5]
         if left:
             self.violate(f"I7: attempts at rest: {left}")
         [(starts, n)] = self.ask("SELECT coalesce(sum(attempts), 0)::bigint, count(*) FROM "
@@ -226,8 +267,10 @@ class Case:
         """Deaths that nobody ordered: an abort, a segmentation fault, a sanitizer's word."""
         for w in self.workers:
             text = w.text()
-            if w.process.returncode in (-6, -7, -8, -11) and not w.fired() or "CHECK" in text:
-                self.violate(f"crash: {w.log.name} ended with {w.process.returncode}: {text[-400:]}")
+            for line in text.splitlines():
+                died = json.loads(line) if '"event":"worker_died"' in line else {}
+                if died.get("signal", 9) not in self.deaths_wanted or "CHECK" in line:
+                    self.violate(f"crash: {w.log.name}: {line[:400]}")
 
     def verdict(self, ratio_max=10.0):
         """Behind drain: the invariants, and what this case has to tell."""
@@ -273,6 +316,8 @@ class Case:
         self.ledger.close()
         with contextlib.suppress(Exception):
             self.queue.drop()
+        if self.link:
+            self.link.close()
         if not keep:
             with contextlib.suppress(psycopg2.Error):
                 self.servers.postgres.ask("postgres", f"DROP DATABASE {self.name} WITH (FORCE)")

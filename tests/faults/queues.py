@@ -12,6 +12,7 @@ LEASE_MS = 1500
 
 class RedisQueue:
     kind = "redis"
+    trim_keep = "2s"
 
     def __init__(self, port, name, group="g", host="127.0.0.1"):
         self.port, self.name, self.group, self.host = port, name, group, host
@@ -24,7 +25,7 @@ class RedisQueue:
         return f"redis://127.0.0.1:{port or self.port}/{self.name}"
 
     def config(self):
-        return f"lease = {LEASE_MS}ms\ntrim.keep = 2s\n"
+        return f"lease = {LEASE_MS}ms\ntrim.keep = {self.trim_keep}\n"
 
     def send(self, jobs, ledger):
         """jobs: (id, text)."""
@@ -128,7 +129,7 @@ class KafkaQueue:
     def reader(self):
         if not self.observer_:
             self.observer_ = confluent_kafka.Consumer({
-                "bootstrap.servers": self.address, "group.id": self.group,
+                "bootstrap.servers": self.address, "group.id": self.group, "log_level": 0,
                 "enable.auto.commit": False})
         return self.observer_
 

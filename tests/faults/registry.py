@@ -7,19 +7,23 @@ ROWS = {}
 
 
 class Row:
-    def __init__(self, number, title, plan, run, exclusive):
+    def __init__(self, number, title, plan, run, exclusive, private):
         self.number, self.title, self.exclusive = number, title, exclusive
-        self.plan, self.run = plan, run
+        self.plan, self.run, self.private = plan, run, private
+
+    def alone(self, params):
+        return self.exclusive(params) if callable(self.exclusive) else self.exclusive
 
     def cases(self, full):
         """[(params, seed)], the same ones each time."""
         return self.plan(full)
 
 
-def row(number, title, plan, exclusive=False):
-    """exclusive: the case breaks a server that others share, so it runs alone."""
+def row(number, title, plan, exclusive=False, private=False):
+    """exclusive (or a function of the parameters): the case breaks a server that others share.
+    private: the case gets a Redis of its own to break."""
     def register(run):
-        ROWS[number] = Row(number, title, plan, run, exclusive)
+        ROWS[number] = Row(number, title, plan, run, exclusive, private)
         return run
     return register
 

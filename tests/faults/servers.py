@@ -112,8 +112,7 @@ class Proxy:
 
 
 class Worker:
-    """A pod: a process group of its own. Its log stands in a file. A failpoint that kills ends it:
-    nobody starts it again unless the environment says so."""
+    """A pod: a process group of its own, the supervising parent first. Its log stands in a file."""
 
     def __init__(self, command, log, env, limits=(), prefix=()):
         def prepare():
@@ -124,7 +123,7 @@ class Worker:
             self.process = subprocess.Popen([*prefix, *map(str, command)], stdout=out, stderr=out,
                                             stdin=subprocess.DEVNULL, cwd=log.parent,
                                             start_new_session=True,
-                                            env={"TRANCHE_SUPERVISE": "false", **env},
+                                            env=env,
                                             preexec_fn=prepare if limits else None)
         self.started = time.time()
 
@@ -133,10 +132,27 @@ class Worker:
         return self.process.pid
 
     def signal(self, number):
+        """To all of the pod; SIGTERM to its first process alone, as a kubelet does."""
         try:
-            os.killpg(self.pid, number)
+            (os.kill if number == signal.SIGTERM else os.killpg)(self.pid, number)
         except ProcessLookupError:
             pass
+
+    def child(self):
+        """The process that works, below its supervising parent; None while there is none."""
+        try:
+            found = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        except OSError:
+            return None
+        return int(found[0]) if found else None
+
+    def kill_child(self):
+        """The parent starts another. Answers whether there was one."""
+        child = self.child()
+        if not child:
+            return False
+        os.kill(child, signal.SIGKILL)
+        return True
 
     def alive(self):
         return self.process.poll() is None
