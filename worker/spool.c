@@ -11,6 +11,8 @@
 
 #include "engine/log.h"
 
+enum { LOCK_TRIES = 20 };
+static const int64_t LOCK_PAUSE_NS = 100000000;
 static const size_t WRITE_BYTES = 1 << 20, SEGMENT_BYTES = 16 << 20;
 
 void spool_path(const struct spool *s, uint32_t number, const char *suffix,
@@ -55,7 +57,13 @@ static int lock_dir(struct spool *s, struct err *err)
     s->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (s->lock < 0)
         return err_errno(err, E_USAGE, "--spool-dir: %s", path);
-    if (flock(s->lock, LOCK_EX | LOCK_NB) != 0) {
+    bool ours = false; /* who was killed just now may hold it for a moment */
+    for (int i = 0; !ours && i < LOCK_TRIES; i++) {
+        if (i)
+            clock_sleep_ns(clock_system(), LOCK_PAUSE_NS);
+        ours = flock(s->lock, LOCK_EX | LOCK_NB) == 0;
+    }
+    if (!ours) {
         ssize_t n = pread(s->lock, holder, sizeof holder - 1, 0);
         holder[TR_MAX(n, 0)] = '\0';
         holder[strcspn(holder, "\n")] = '\0';

@@ -319,7 +319,9 @@ def test_refusals(binary, postgres, tmp_path):
         wait_until(lambda: len(site.rows()) > 20, 60)
         second = site.work(*spool)
         assert second.wait(30) == 64
-        assert f"in use by process {worker.pid}" in site.log(second)
+        children = pathlib.Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text()
+        holder = re.search(r"in use by process (\d+)", site.log(second))[1]
+        assert holder in (str(worker.pid), *children.split())
         with away(postgres):
             run_into_outage(site, worker)
             worker.kill()
