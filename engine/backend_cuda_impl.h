@@ -23,6 +23,7 @@ enum {
     LOAD_EVENTS = 16,
     DEVICES_MAX = 64,
     PLANS_MAX = 512,
+    PLAN_RULE = 2, /* raised when plan_prove asks for more: plans kept by older builds are void */
     OWNED_MAX = 8192,
     CANDIDATES = 16,
     FUSED_MAX = 8,              /* shapes of gate_up, one a model */

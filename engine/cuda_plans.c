@@ -1,9 +1,10 @@
 /* cuda_plans: GEMM plans from one start to the next. One file a card and library:
  *   8 bytes of magic, the key (text that names everything the plans depend on), their number, the
  *   records, a hash of all that.
- * The key holds the card, its multiprocessors, the driver, cuBLASLt and this build's layout of a
- * record; another key is another file name, and a file whose key, length or hash differs is not
- * used. What a record says was proven on this very card model, driver and library. */
+ * The key holds the rule of proof (PLAN_RULE), the card, its multiprocessors, the driver, cuBLASLt
+ * and this build's layout of a record; another key is another file name, and a file whose key,
+ * length or hash differs is not used. What a record says was proven on this very card model, driver
+ * and library. */
 #include <limits.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -31,10 +32,11 @@ static void key_of(const struct cuda_backend *b, char key[static KEY_BYTES])
         cudaDriverGetVersion(&driver) != cudaSuccess ||
         cudaRuntimeGetVersion(&runtime) != cudaSuccess)
         return;
-    snprintf(
-        key, KEY_BYTES, "%s sm_%d%d x%d driver %d runtime %d cublasLt %zu rows %d logits %d %zu",
-        prop.name, prop.major, prop.minor, prop.multiProcessorCount, driver, runtime,
-        cublasLtGetVersion(), b->opts.rows_cap, b->opts.logits_cap, sizeof(struct plan_record));
+    snprintf(key, KEY_BYTES,
+             "rule %d %s sm_%d%d x%d driver %d runtime %d cublasLt %zu rows %d logits %d %zu",
+             PLAN_RULE, prop.name, prop.major, prop.minor, prop.multiProcessorCount, driver,
+             runtime, cublasLtGetVersion(), b->opts.rows_cap, b->opts.logits_cap,
+             sizeof(struct plan_record));
 }
 
 static bool path_of(const struct cuda_backend *b, const char *key, char *out, size_t cap)

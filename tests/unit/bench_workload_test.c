@@ -5,6 +5,9 @@
 #include <stdint.h>
 #include <string.h>
 #include <cmocka.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
 
 #include "engine/log.h"
 #include "worker/bench_gpu.h"
@@ -127,11 +130,46 @@ static void steps_and_products_have_theirs(void **state)
     json_decref(g);
 }
 
+/* The table, beside an earlier document: figures of one name stand together with their ratio. */
+static void the_table_compares(void **state)
+{
+    (void)state;
+    const char *path = "build/bench_table.txt";
+    char text[8192] = "";
+    json_t *doc = bench_document("card", "1.2", "model"), *old = bench_document("c", "", "m");
+    json_object_set_new(json_object_get(doc, "ceilings"), "copy_TBps", json_real(4));
+    json_object_set_new(json_object_get(old, "ceilings"), "copy_TBps", json_real(2));
+    bench_append(
+        doc, "runs",
+        json_pack("{s:s, s:f, s:i}", "workload", "W1", "out_tok_s", 90000.0, "requests", 7));
+    bench_append(old, "runs", json_pack("{s:s, s:f}", "workload", "W2", "out_tok_s", 10.0));
+    bench_append(old, "runs", json_pack("{s:s, s:f}", "workload", "W1", "out_tok_s", 45000.0));
+    fflush(stdout);
+    int saved = dup(1), to = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    assert_true(saved >= 0 && to >= 0 && dup2(to, 1) == 1);
+    bench_gpu_print(doc, old);
+    dup2(saved, 1);
+    close(saved);
+    close(to);
+    FILE *f = fopen(path, "re");
+    assert_non_null(f);
+    assert_true(fread(text, 1, sizeof text - 1, f) > 0);
+    fclose(f);
+    unlink(path);
+    assert_non_null(strstr(text, "copy 4.000 TB/s x 2.00"));
+    const char *row = strstr(text, "\nW1 ");
+    assert_non_null(row);
+    assert_non_null(strstr(row, "90000"));
+    assert_non_null(strstr(row, "x 2.00"));
+    json_decref(doc);
+    json_decref(old);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_token_is_counted),
-                                       cmocka_unit_test(what_does_not_fit_is_told),
-                                       cmocka_unit_test(the_document_has_its_keys),
-                                       cmocka_unit_test(steps_and_products_have_theirs)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_table_compares), cmocka_unit_test(every_token_is_counted),
+        cmocka_unit_test(what_does_not_fit_is_told), cmocka_unit_test(the_document_has_its_keys),
+        cmocka_unit_test(steps_and_products_have_theirs)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
