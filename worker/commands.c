@@ -55,26 +55,45 @@ static int run_options(struct run_opts *o, const struct config *config, struct e
     o->flush_ns = config_int(config, "flush-interval");
     o->grace_ns = config_int(config, "grace");
     o->progress = modes[config_choice(config, "progress")];
-    o->supervisor = (struct supervisor_opts){.off = !config_flag(config, "supervise"),
-                                             .watchdog_ns = config_int(config, "watchdog"),
-                                             .memory = config_int(config, "memory-limit"),
-                                             .restarts = (int32_t)config_int(config, "restarts")};
     return model_opts_from_config(&o->model, config, err);
+}
+
+/* Everything is opened in the child, even the look for a GPU that --device=auto takes: a process
+ * that has looked cannot hand the card to its child. Standard input cannot be read twice. */
+static int supervise(const struct config *config, child_main *child)
+{
+    bool standard = config->n_operands && strcmp(config->operands[0], "-") == 0;
+    struct supervisor_opts o = {.off = !config_flag(config, "supervise"),
+                                .watchdog_ns = config_int(config, "watchdog"),
+                                .memory = config_int(config, "memory-limit"),
+                                .restarts = standard ? 0 : (int32_t)config_int(config, "restarts"),
+                                .clock = clock_system()};
+    return supervisor_run(&o, child, (void *)(uintptr_t)config);
+}
+
+static int run_child(void *ctx, struct supervised *self, enum child_task task)
+{
+    const struct config *config = ctx;
+    struct err err = {0};
+    struct run_opts o;
+    if (run_options(&o, config, &err) < 0)
+        return command_failed(config, &err);
+    o.self = self;
+    o.task = task;
+    o.input = config->operands[0];
+    o.strict = config_flag(config, "strict");
+    o.show = (int32_t)config_int(config, "show");
+    return run_main(&o);
 }
 
 int command_run(const struct config *config)
 {
     struct err err = {0};
-    struct run_opts o;
     command_log_setup(config);
-    if (config->n_operands < 1)
-        err_set(&err, E_USAGE, "want a job file (JSONL, or \"-\" for standard input), found none");
-    if (err.code || run_options(&o, config, &err) < 0)
-        return command_failed(config, &err);
-    o.input = config->operands[0];
-    o.strict = config_flag(config, "strict");
-    o.show = (int32_t)config_int(config, "show");
-    return run_main(&o);
+    if (config->n_operands > 0)
+        return supervise(config, run_child);
+    err_set(&err, E_USAGE, "want a job file (JSONL, or \"-\" for standard input), found none");
+    return command_failed(config, &err);
 }
 
 /* The Queue options, which every command that talks to a broker has. */
@@ -86,15 +105,15 @@ static void queue_options(struct source_opts *o, const struct config *config)
     o->connect_timeout_ns = config_int(config, "connect-timeout");
 }
 
-int command_worker(const struct config *config)
+static int worker_child(void *ctx, struct supervised *self, enum child_task task)
 {
+    const struct config *config = ctx;
     struct err err = {0};
     struct run_opts o;
-    command_log_setup(config);
-    if (!config_text(config, "source"))
-        err_set(&err, E_USAGE, "want --source URL, as in kafka://localhost:9092/jobs, found none");
-    if (err.code || run_options(&o, config, &err) < 0)
+    if (run_options(&o, config, &err) < 0)
         return command_failed(config, &err);
+    o.self = self;
+    o.task = task;
     queue_options(&o.source, config);
     o.source.group = config_text(config, "group");
     o.source.partition = (int32_t)config_int(config, "partition");
@@ -107,6 +126,16 @@ int command_worker(const struct config *config)
     if (config_text(config, "dead-letters-config"))
         o.dead_letters.broker_config = config_text(config, "dead-letters-config");
     return run_main(&o);
+}
+
+int command_worker(const struct config *config)
+{
+    struct err err = {0};
+    command_log_setup(config);
+    if (config_text(config, "source"))
+        return supervise(config, worker_child);
+    err_set(&err, E_USAGE, "want --source URL, as in kafka://localhost:9092/jobs, found none");
+    return command_failed(config, &err);
 }
 
 int command_init(const struct config *config)

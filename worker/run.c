@@ -31,8 +31,7 @@ void run_opts_init(struct run_opts *o)
         .claim_bytes = 256 << 20,
         .flush_rows = 512,
         .flush_ns = 5000000000,
-        .grace_ns = 30000000000,
-        .supervisor = {.off = true}};
+        .grace_ns = 30000000000};
 }
 
 /* Everything that a run opens, in the order of opening. */
@@ -417,15 +416,15 @@ static int run_record(struct session *s, struct err *err)
     return code == EXIT_WELL ? exit_of(record_deaths(s, err)) : code;
 }
 
-static int run_child(void *ctx, struct supervised *self, enum child_task task)
+int run_main(const struct run_opts *o)
 {
-    const struct run_opts *o = ctx;
-    struct session s = {.opts = *o, .self = self};
+    struct supervised alone = {.pid = getpid()};
+    struct session s = {.opts = *o, .self = o->self ? o->self : &alone};
     struct err err = {0};
     stop_catch();
     fill_defaults(&s);
-    supervised_begin(self, s.worker_name);
-    int code = task == CHILD_RECORD ? run_record(&s, &err) : run_work(&s, &err);
+    supervised_begin(s.self, s.worker_name);
+    int code = o->task == CHILD_RECORD ? run_record(&s, &err) : run_work(&s, &err);
     if (err.code)
         fprintf(stderr, "tranche %s: %s\n", o->command, err.msg);
     char batch[JOB_ORIGIN_MAX + 1] = "";
@@ -435,16 +434,7 @@ static int run_child(void *ctx, struct supervised *self, enum child_task task)
     supervised_end();
     stop_release();
     /* Behind the close: the sink has then written all of it to the file. */
-    if (o->show > 0 && !err.code && task == CHILD_WORK)
+    if (o->show > 0 && !err.code && o->task == CHILD_WORK)
         show_rows(o, s.opts.run, o->batch ? o->batch : batch, stdout);
     return code;
-}
-
-int run_main(const struct run_opts *o)
-{
-    struct supervisor_opts supervisor = o->supervisor;
-    supervisor.clock = clock_system();
-    if (o->input && strcmp(o->input, "-") == 0)
-        supervisor.restarts = 0;
-    return supervisor_run(&supervisor, run_child, (void *)(uintptr_t)o);
 }

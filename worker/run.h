@@ -43,14 +43,12 @@ struct run_opts {
     bool strict;        /* exit 3 when a row is not `ok` */
     int32_t show;       /* > 0: that many first rows, the counts, the next commands */
     enum progress_mode progress;
-    struct supervisor_opts supervisor;
+    struct supervised *self; /* what a parent shares with this process; NULL: nobody watches */
+    enum child_task task;
 };
 void run_opts_init(struct run_opts *o); /* every default filled in; input and db NULL */
 
-/* Runs in a child process that it supervises, unless told not to: so a job of a file that kills the
- * process gets its row too, not only one of a queue. Standard input cannot be read twice: there the
- * child is not started again.
- * Runs to the end of the input; of a queue until it is stopped or idle. Installs handlers for
+/* Runs to the end of the input; of a queue until it is stopped or idle. Installs handlers for
  * SIGINT and SIGTERM while it runs: the first signal drains within grace_ns, the second leaves at
  * once. Summary and table go to stdout, progress and log lines to stderr. Returns an enum
  * exit_code. */

@@ -294,8 +294,12 @@ int supervisor_run(const struct supervisor_opts *opts, child_main *main, void *c
         return unsupervised(main, ctx);
     sigemptyset(&v.set);
     sigaddset(&v.set, SIGCHLD);
-    for (size_t i = 0; i < TR_COUNT(passed_on); i++)
-        sigaddset(&v.set, passed_on[i]);
+    for (size_t i = 0; i < TR_COUNT(passed_on); i++) {
+        struct sigaction now;
+        bool hangup = passed_on[i] == SIGHUP || passed_on[i] == SIGQUIT; /* nohup ignores it */
+        if (!hangup || sigaction(passed_on[i], NULL, &now) != 0 || now.sa_handler != SIG_IGN)
+            sigaddset(&v.set, passed_on[i]);
+    }
     sigprocmask(SIG_BLOCK, &v.set, &v.before);
     pid_t parent = getpid();
     int code = supervise(&v, main, ctx);

@@ -248,6 +248,27 @@ static void a_stop_is_passed_on_and_ends_the_restarts(void **state)
     assert_int_equal(script->seen[script->n - 1].task, CHILD_RECORD);
 }
 
+/* nohup: neither the parent nor the child is to take notice. */
+static void an_ignored_hangup_stays_ignored(void **state)
+{
+    (void)state;
+    script->slow_end = true;
+    pid_t parent = fork();
+    if (parent == 0) {
+        signal(SIGHUP, SIG_IGN);
+        _exit(run(0, 0, 20));
+    }
+    for (int i = 0; i < 5000 && script->n == 0; i++)
+        usleep(1000);
+    assert_int_equal(kill(parent, SIGHUP), 0);
+    usleep(300000);
+    script->slow_end = false;
+    int status = 0;
+    assert_int_equal(waitpid(parent, &status, 0), parent);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    assert_int_equal(script->n, 1);
+}
+
 static void wait_statuses_are_read_well(void **state)
 {
     (void)state;
@@ -292,6 +313,7 @@ int main(void)
         WITH_SCRIPT(without_rows_it_gives_up_and_still_records),
         WITH_SCRIPT(a_lost_device_is_tried_again_unless_it_was_never_there),
         WITH_SCRIPT(a_stop_is_passed_on_and_ends_the_restarts),
+        WITH_SCRIPT(an_ignored_hangup_stays_ignored),
         cmocka_unit_test(wait_statuses_are_read_well),
         cmocka_unit_test(memory_files_are_read_well),
     };
