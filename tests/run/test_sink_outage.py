@@ -313,15 +313,17 @@ def test_stopped_in_an_outage(binary, postgres, tmp_path):
 def test_refusals(binary, postgres, tmp_path):
     site = RedisSite(binary, postgres, tmp_path, f"d{time.monotonic_ns()}")
     try:
-        site.submit(300)
+        site.call("init", "--source", site.url, *site.options)
         spool = ["--spool-dir", site.folder / "spool"]
         worker = site.work(*spool)
-        wait_until(lambda: len(site.rows()) > 20, 60)
+        site.wait_log(worker, "event=run_started")
         second = site.work(*spool)
         assert second.wait(30) == 64
         children = pathlib.Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text()
         holder = re.search(r"in use by process (\d+)", site.log(second))[1]
         assert holder in (str(worker.pid), *children.split())
+        site.submit(900)
+        wait_until(lambda: len(site.rows()) > 20, 60)
         with away(postgres):
             run_into_outage(site, worker)
             worker.kill()
@@ -340,7 +342,7 @@ def test_refusals(binary, postgres, tmp_path):
         assert "event=spool_record_damaged" in site.log(again)
         assert "event=spool_tail_dropped" in site.log(again)
         assert site.spool() == []
-        site.check(300)
+        site.check(900)
     finally:
         site.close()
 
