@@ -388,10 +388,10 @@ static int run_session(struct session *s, struct err *err)
                             .stop_signal = stop_count(),
                             .progress = shown ? &meter : NULL,
                             .self = s->self};
+    stop_begin(drain_budget_of(o->grace_ns).exit_ns);
     LOG(LOG_INFO, "run_started", LOG_S("input", s->source->label), LOG_S("db", o->db),
         LOG_STR("batch", s->prepare.defaults.batch_id), LOG_S("run", o->run),
         LOG_S("config_revision", s->revision), LOG_S("fingerprint", s->result.fingerprint));
-    stop_begin(drain_budget_of(o->grace_ns).exit_ns);
     int rc = worker_run(&w, &summary, err);
     int code = verdict(s, &summary, rc, err);
     if (shown)

@@ -112,9 +112,6 @@ static void close_threads(struct worker *w)
     if (w->returns)
         queue_shut(w->returns);
     intake_close(w->intake);
-    /* The source is ours again. One that a drain found empty has no work left. */
-    if (w->cut_short && w->rc == E_OK && w->opts.source->ops->left)
-        w->cut_short = w->opts.source->ops->left(w->opts.source) != 0;
     engine_group_close(w->engine);
     if (w->tasks)
         queue_shut(w->tasks);
@@ -144,6 +141,16 @@ static void close_rest(struct worker *w)
     mem_free(w->results);
     mem_free(w->dead);
     mem_free(w);
+}
+
+/* A source that a drain found empty has no work left. Asked last: a broker that is away takes its
+ * time to say so. The source is ours again. */
+static bool work_left(struct worker *w)
+{
+    struct source *source = w->opts.source;
+    if (w->out.n > 0 || w->parking.released > 0)
+        return true;
+    return w->cut_short && !(w->rc == E_OK && source->ops->left && source->ops->left(source) == 0);
 }
 
 static void sum_stats(const struct worker_opts *opts, struct engine_stats *out)
@@ -180,7 +187,6 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
     close_threads(w);
     worker_spool_rest(w);
     sum_stats(opts, &summary->engine);
-    summary->work_left = w->out.n > 0 || w->parking.released > 0 || w->cut_short;
     summary->seconds = (double)(clock_mono_ns(opts->clock) - w->start_ns) / 1e9;
     FAILPOINT("drain.before_uncount");
     uncount(w);
@@ -189,6 +195,7 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
     struct err ignored = {0};
     if (opts->sink->ops->totals(opts->sink, &summary->totals, &ignored) < 0)
         LOG(LOG_WARN, "totals_failed", LOG_S("error", ignored.msg));
+    summary->work_left = work_left(w);
     int rc = w->rc;
     close_rest(w);
     return rc;

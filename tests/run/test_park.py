@@ -68,9 +68,19 @@ def start(command, folder):
 
 
 def events(folder, name):
-    lines = (folder / "log").read_text(errors="replace").splitlines()
-    found = [json.loads(line) for line in lines if line.startswith("{")]
+    log = folder / "log"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    found = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     return [e for e in found if e["event"] == name]
+
+
+def start_working(command, folder):
+    """Back when it has opened everything: before that a stop is not a drain."""
+    before = len(events(folder, "run_started"))
+    process = start(command, folder)
+    redis_server.wait_until(
+        lambda: process.poll() is not None or len(events(folder, "run_started")) > before, 60)
+    return process
 
 
 def begun(folder):
@@ -100,7 +110,7 @@ def expect_nothing_done_twice(folder, calm_sampled):
     assert total(folder, "sampled") == calm_sampled
 
 
-def stops_of_a_run(command, folder, rng, first_s, last_s, grace_s):
+def stops_of_a_run(command, folder, rng, longest_s, grace_s):
     """Stops `tranche run` STOPS times at random moments, then lets it end. The calm run's sampled."""
     calm, db = folder / "calm.db", folder / "stopped.db"
     assert start(command(calm, 30), folder).wait(300) == 0
@@ -108,8 +118,8 @@ def stops_of_a_run(command, folder, rng, first_s, last_s, grace_s):
     (folder / "log").unlink()
     stopped = 0
     for _ in range(STOPS * 4):
-        process = start(command(db, grace_s), folder)
-        time.sleep(rng.uniform(first_s, last_s))
+        process = start_working(command(db, grace_s), folder)
+        time.sleep(rng.uniform(0, longest_s))
         number = rng.choice([signal.SIGTERM, signal.SIGINT])
         code = process.poll()
         if code is None:
@@ -129,13 +139,13 @@ def stops_of_a_run(command, folder, rng, first_s, last_s, grace_s):
     return calm_sampled
 
 
-def test_run_on_the_simulated_engine(binary, tmp_path):
+def test_run_on_two_simulated_engines(binary, tmp_path):
     (tmp_path / "jobs.jsonl").write_text("\n".join(jobs(150)) + "\n")
     command = lambda db, grace: [
         binary, "run", "--engine", "sim", "--sim-step", "4ms", "--sim-tokens", "120", "--slots",
-        "16", "--flush-rows", "40", "--db", str(db), "--grace", f"{grace}s", "--progress", "off",
-        "--log-format", "json", "jobs.jsonl"]
-    calm = stops_of_a_run(command, tmp_path, random.Random(SEED), 0.2, 1.2, 1)
+        "8", "--device", "cpu,cpu", "--flush-rows", "40", "--db", str(db), "--grace",
+        f"{int(grace * 1000)}ms", "--progress", "off", "--log-format", "json", "jobs.jsonl"]
+    calm = stops_of_a_run(command, tmp_path, random.Random(SEED), 1.0, 0.5)
     expect_nothing_done_twice(tmp_path, calm)
 
 
@@ -149,9 +159,9 @@ def test_run_on_the_example_model(binary, tiny_model, tmp_path):
                 "repetition_penalty": 1.1, "expected": i * 37 + i * 91 % 1000}) + "\n")
     command = lambda db, grace: [
         binary, "run", "--model", str(tiny_model), "--threads", "1", "--slots", "8",
-        "--flush-rows", "8", "--db", str(db), "--grace", f"{grace}s", "--progress", "off",
-        "--log-format", "json", "sums.jsonl"]
-    calm = stops_of_a_run(command, tmp_path, random.Random(SEED + 1), 0.3, 1.5, 1)
+        "--flush-rows", "8", "--db", str(db), "--grace",
+        f"{int(grace * 1000)}ms", "--progress", "off", "--log-format", "json", "sums.jsonl"]
+    calm = stops_of_a_run(command, tmp_path, random.Random(SEED + 1), 1.0, 0.2)
     expect_nothing_done_twice(tmp_path, calm)
 
 
@@ -208,12 +218,12 @@ def test_two_workers_on_a_stream(binary, database, tmp_path):
             binary, server.url(), database, "--group", "g", "--broker-config",
             str(tmp_path / "broker.conf"), "--sim-step", "4ms", "--slots", "8", "--grace", "1s",
             "--claim-rows", "48")
-        processes = [start(command(), tmp_path), start(command(), tmp_path)]
+        processes = [start_working(command(), tmp_path), start_working(command(), tmp_path)]
         for i in range(STOPS):
-            time.sleep(rng.uniform(0.3, 1.0))
+            time.sleep(rng.uniform(0, 1.0))
             code = stop(processes[i % 2], signal.SIGTERM, 1)
             assert code in (0, 143)
-            processes[i % 2] = start(command(), tmp_path)
+            processes[i % 2] = start_working(command(), tmp_path)
         done = "SELECT count(*) FROM tranche.results"
         redis_server.wait_until(lambda: database["ask"](done) == [(len(lines),)], 120, 0.1)
         redis_server.wait_until(lambda: redis_server.at_rest(client), 30)
@@ -241,13 +251,13 @@ def test_a_worker_on_a_topic(binary, broker, database, tmp_path, tranche):
         command = lambda *more: worker_command(binary, url, database, "--sim-step", "4ms", "--slots",
                                                "8", "--grace", "1s", *more)
         for _ in range(STOPS):
-            process = start(command(), tmp_path)
+            process = start_working(command(), tmp_path)
             redis_server.wait_until(lambda: process.poll() is not None or begun(tmp_path), 30, 0.05)
             time.sleep(rng.uniform(0.2, 0.8))
             assert stop(process, signal.SIGTERM, 1) in (0, 143)
         process = start(command("--idle-exit", "500ms"), tmp_path)
         assert process.wait(120) == 0
-        process = start(command(), tmp_path)
+        process = start_working(command(), tmp_path)
         time.sleep(3)  # assigned, and idle
         assert stop(process, signal.SIGTERM, 5) == 0
     finally:
