@@ -18,7 +18,7 @@ from kafka_broker import Broker
 from postgres_server import Server
 from redis_server import acknowledged, group, wait_until
 
-SIM = ["--engine", "sim", "--sim-step", "4ms", "--sim-tokens", "8", "--slots", "8"]
+SIM = ["--engine", "sim", "--sim-step", "8ms", "--sim-tokens", "8", "--slots", "8"]
 FAST_KAFKA = "session.timeout.ms = 2000\nheartbeat.interval.ms = 300\n"
 
 
