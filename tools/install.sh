@@ -10,7 +10,7 @@
 set -eu
 
 run="gcc libc6-dev cmake ninja-build pkg-config git libjansson-dev libutf8proc-dev libssl-dev libsqlite3-dev sqlite3"
-run="$run libpq-dev librdkafka-dev libhiredis-dev"
+run="$run libpq-dev librdkafka-dev libhiredis-dev libmicrohttpd-dev"
 cuda="g++ python3-venv"
 tests="clang-14 libclang-rt-14-dev llvm-14 clang-format-14 ccache libcmocka-dev python3 $cuda python3-pytest"
 tests="$tests postgresql pgbouncer python3-psycopg2 redis-server python3-redis kcat python3-confluent-kafka faketime spin default-jre-headless maven"

@@ -10,6 +10,9 @@
 #include "generated/version.h"
 #include "kernels/kernels.h"
 #include "worker/export.h"
+#include "worker/health.h"
+#include "worker/http.h"
+#include "worker/metrics.h"
 #include "worker/run.h"
 #include "worker/submit.h"
 
@@ -58,6 +61,27 @@ static int run_options(struct run_opts *o, const struct config *config, struct e
     return model_opts_from_config(&o->model, config, err);
 }
 
+struct served {
+    const struct config *config;
+    child_main *main;
+    int http; /* the listening socket; -1: none */
+};
+
+/* Probes have an answer from before anything else is opened until all of it is closed. */
+static int serve_child(void *ctx, struct supervised *self, enum child_task task)
+{
+    struct served *s = ctx;
+    struct err err = {0};
+    struct http *http = NULL;
+    health_begin(config_int(s->config, "watchdog"));
+    metric_set(METRIC_START_TIME, 0, clock_wall_ns(clock_system()));
+    if (task == CHILD_WORK && s->http >= 0 && http_open(&http, s->http, &err) < 0)
+        return command_failed(s->config, &err);
+    int code = s->main((void *)(uintptr_t)s->config, self, task);
+    http_close(http);
+    return code;
+}
+
 /* Everything is opened in the child, even the look for a GPU that --device=auto takes: a process
  * that has looked cannot hand the card to its child. Standard input cannot be read twice. */
 static int supervise(const struct config *config, child_main *child)
@@ -68,7 +92,12 @@ static int supervise(const struct config *config, child_main *child)
                                 .memory = config_int(config, "memory-limit"),
                                 .restarts = standard ? 0 : (int32_t)config_int(config, "restarts"),
                                 .clock = clock_system()};
-    return supervisor_run(&o, child, (void *)(uintptr_t)config);
+    struct served served = {config, child, -1};
+    struct err err = {0};
+    const char *address = config_text(config, "http");
+    if (address && http_listen(&served.http, address, &err) < 0)
+        return command_failed(config, &err);
+    return supervisor_run(&o, serve_child, &served);
 }
 
 static int run_child(void *ctx, struct supervised *self, enum child_task task)

@@ -4,6 +4,7 @@
 
 #include "engine/log.h"
 #include "worker/failpoint.h"
+#include "worker/metrics.h"
 #include "worker/prepare.h"
 
 enum { POOL_BATCH = 32 };
@@ -24,6 +25,8 @@ static void run_task(struct pool_thread *t, struct item *item)
 {
     const struct pool_opts *o = &t->pool->opts;
     struct job *job = item->ptr;
+    int64_t began_ns = clock_mono_ns(clock_system());
+    bool prepares = item->kind == TASK_PREPARE;
     if (item->kind == TASK_PREPARE && queue_is_shut(o->tasks)) {
         /* Stopped: nobody will look at it. */
     } else if (item->kind == TASK_PREPARE) {
@@ -40,6 +43,8 @@ static void run_task(struct pool_thread *t, struct item *item)
         }
         FAILPOINT("s6.after_render");
     }
+    metric_observe(METRIC_STAGE, prepares ? METRIC_STAGE_PREPARE : METRIC_STAGE_RENDER,
+                   clock_mono_ns(clock_system()) - began_ns);
     item->kind = o->done[item->kind];
 }
 

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "engine/log.h"
+#include "worker/metrics.h"
 #include "worker/model_hash.h"
 #include "worker/outbox.h"
 #include "worker/show.h"
@@ -300,6 +301,7 @@ static int session_open(struct session *s, struct err *err)
         LOG(LOG_WARN, "model_mark_failed", LOG_S("error", mark_err.msg));
     }
     fill_contexts(s);
+    metrics_model(s->result.fingerprint, s->revision, o->run);
     return EXIT_WELL;
 }
 

@@ -7,6 +7,7 @@
 
 #include "engine/log.h"
 #include "worker/failpoint.h"
+#include "worker/metrics.h"
 #include "worker/threads.h"
 
 enum { WAITING_MAX = 16 };
@@ -76,6 +77,7 @@ static void put_off(struct sink_thread *st, const struct err *why)
 {
     int64_t wait_ns = st->sink->retry_ns > 0 ? st->sink->retry_ns : st->pause_ns;
     st->pause_ns = TR_MIN(st->pause_ns * 2, PAUSE_MAX_NS);
+    metric_add(METRIC_SINK_RETRIES, 0, 1);
     st->due_ns = clock_mono_ns(st->clock) + wait_ns;
     LOG(LOG_WARN, "sink_retry", LOG_S("error", why->msg), LOG_F("seconds", (double)wait_ns / 1e9));
     if (st->state == SINK_WELL)
@@ -209,6 +211,7 @@ static void *sink_main(void *arg)
     struct sink_thread *st = arg;
     struct item item;
     for (;;) {
+        metric_set(METRIC_SPOOL_BYTES, 0, st->spool ? spool_bytes(st->spool) : 0);
         bool tries = !st->failed && !atomic_load(&st->give_up) && away(st);
         bool shut = queue_is_shut(st->calls); /* asked first: nothing comes behind it */
         int64_t left = TR_MAX(st->due_ns - clock_mono_ns(st->clock), (int64_t)0);

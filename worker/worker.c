@@ -9,6 +9,7 @@
 
 #include "engine/log.h"
 #include "worker/failpoint.h"
+#include "worker/metrics.h"
 
 static const int64_t TICK_NS = 100000000;
 
@@ -181,6 +182,7 @@ static void send_counts(struct worker *w)
 static void after_count(struct worker *w)
 {
     FAILPOINT("s5.after_count");
+    metric_add(METRIC_ATTEMPTS, ATTEMPT_STARTED, (int64_t)w->count.n);
     for (size_t i = 0; i < w->count.n; i++) {
         w->counted[i]->stage = STAGE_COUNTED;
         w->counted[i]->attempts = w->attempts[i];
@@ -334,6 +336,7 @@ void worker_loop(struct worker *w)
         for (size_t i = 0; i < n; i++)
             on_event(w, &items[i]);
         worker_mind_signals(w);
+        worker_metrics_step(w);
         if (w->stop)
             continue;
         send_lookups(w);
@@ -345,4 +348,5 @@ void worker_loop(struct worker *w)
         worker_partition_starts(w);
         show_progress(w);
     }
+    worker_metrics_end(w);
 }

@@ -3,6 +3,7 @@
  * jobs are the probes; when all of them have failed, the canary is: if it ends well, they get their
  * rows. */
 #include "engine/log.h"
+#include "worker/metrics.h"
 #include "worker/worker_impl.h"
 
 static void release_held(struct worker *w)
@@ -107,6 +108,7 @@ bool worker_give_back(struct worker *w)
 
 void worker_gave_back(struct worker *w)
 {
+    metric_add(METRIC_ATTEMPTS, ATTEMPT_RETURNED, (int64_t)w->count.n);
     for (size_t i = 0; i < w->count.n; i++) {
         struct job *job = w->counted[i];
         job->attempts = w->attempts[i];

@@ -2,6 +2,7 @@
  * COMMIT, here and nowhere else. */
 #include "worker/worker_impl.h"
 #include "worker/failpoint.h"
+#include "worker/metrics.h"
 
 static void part(struct worker *w, struct job *job, int task)
 {
@@ -166,6 +167,7 @@ void worker_tally(struct worker *w, const struct job *job)
     const struct result *r = job->result;
     if (!r)
         return;
+    worker_metrics_row(w, r);
     s->rows[r->status]++;
     s->prompt_tokens += r->prompt_tokens;
     s->completion_tokens += r->completion_tokens;
@@ -179,6 +181,7 @@ void worker_after_commit(struct worker *w)
     FAILPOINT("s7.known");
     w->summary->dead_letters += w->commit.counts.dead_letters;
     w->summary->present += w->commit.counts.already;
+    metric_add(METRIC_INSERTED, 0, w->commit.counts.inserted);
     for (size_t i = 0; i < w->n_committing; i++) {
         worker_tally(w, w->committing[i]);
         settle(w, w->committing[i]);

@@ -111,6 +111,7 @@ struct worker {
     struct parking parking;
     struct cancelling cancelling;
     int64_t start_ns, drain_ns;
+    int64_t metrics_ns, beats[ENGINES_MAX], beats_ns[ENGINES_MAX]; /* worker_metrics.c */
     bool drained, draining, cut_short, engine_gone, engine_failed, stop;
     int rc;
     struct err *err;
@@ -201,6 +202,10 @@ void worker_after_replay(struct worker *w);    /* and now it is in the database 
 void worker_give_up(struct worker *w);         /* the grace is over: the sink gets no more time */
 bool worker_rows_owed(const struct worker *w); /* wait for the sink before the end */
 void worker_spool_rest(struct worker *w);      /* last of all, without threads: what is finished */
+/* worker_metrics.c: for probes and Prometheus. */
+void worker_metrics_row(const struct worker *w, const struct result *r); /* finished */
+void worker_metrics_step(struct worker *w);                              /* each round */
+void worker_metrics_end(struct worker *w);                               /* the loop has ended */
 /* Nothing but the rows to commit is left, so that waiting for more would be waiting for the clock.
  */
 bool worker_last_rows(const struct worker *w);

@@ -2,6 +2,7 @@
  * the engine, into the spool and out of memory; nothing is acknowledged before the replay. A full
  * spool stops the refill of the slots too: what could be saved nowhere is not begun. */
 #include "engine/log.h"
+#include "worker/metrics.h"
 #include "worker/worker_impl.h"
 
 void worker_sink_state(struct worker *w, enum sink_state state)
@@ -36,6 +37,7 @@ void worker_after_replay(struct worker *w)
     struct commit_counts counts;
     sink_thread_replayed(w->sink, &counts);
     w->summary->dead_letters += counts.dead_letters;
+    metric_add(METRIC_INSERTED, 0, counts.inserted);
     for (struct job *job; (job = list_take(&w->spooled));)
         worker_present(w, job);
 }
