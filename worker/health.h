@@ -13,7 +13,7 @@
 
 enum health_want {
     HEALTH_START,    /* model, source and database are not open yet */
-    HEALTH_SOURCE,   /* the broker has not given us our part yet, or failed */
+    HEALTH_SOURCE,   /* not a member of its group yet, or cast out, or not connected (Redis) */
     HEALTH_SINK,     /* the database did not answer the last call */
     HEALTH_BREAKER,  /* is open */
     HEALTH_ENGINE,   /* was lost */

@@ -7,7 +7,7 @@
 #include "worker/threads.h"
 
 enum { RETURN_BATCH = 512 };
-static const int64_t PAUSE_NS = 100000000;
+static const int64_t PAUSE_NS = 100000000, LAG_NS = 500000000;
 static const size_t JOB_OVERHEAD = 4096; /* struct, ids, request, result: beside 4 x the message */
 
 struct intake {
@@ -18,6 +18,7 @@ struct intake {
     int64_t rows, bytes, last_position[SOURCE_PARTITIONS_MAX];
     int32_t epoch[SOURCE_PARTITIONS_MAX];
     bool drained;
+    int64_t lag_ns;
     pthread_mutex_t mutex; /* guards lag and err */
     struct source_lag lag;
     struct err err;
@@ -128,6 +129,7 @@ static void note_lag(struct intake *in)
 {
     struct source_lag lag;
     in->opts.source->ops->lag(in->opts.source, &lag);
+    in->lag_ns = clock_mono_ns(clock_system());
     pthread_mutex_lock(&in->mutex);
     in->lag = lag;
     pthread_mutex_unlock(&in->mutex);
@@ -194,6 +196,8 @@ static void *intake_main(void *arg)
         if (n == 0 && last)
             return NULL;
         service(in);
+        if (clock_mono_ns(clock_system()) - in->lag_ns >= LAG_NS)
+            note_lag(in);
         if (wants)
             claim(in);
         if (!told && (in->drained || atomic_load(&in->stop))) {

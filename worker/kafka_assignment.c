@@ -78,7 +78,7 @@ static void note(int32_t *list, int32_t *n, int32_t partition)
 
 static void on_assign(struct source_kafka *k, const rd_kafka_topic_partition_list_t *list)
 {
-    k->assigned = true;
+    k->assigned = k->joined = true;
     if (k->assigning)
         rd_kafka_topic_partition_list_destroy(k->assigning);
     k->assigning = rd_kafka_topic_partition_list_new(list->cnt);
@@ -133,6 +133,7 @@ static void take_back(struct source_kafka *k, const rd_kafka_topic_partition_lis
 static void on_revoke(struct source_kafka *k, const rd_kafka_topic_partition_list_t *list)
 {
     bool lost = rd_kafka_assignment_lost(k->rk) != 0;
+    k->joined = k->joined && !lost;
     LOG(LOG_INFO, lost ? "partitions_lost" : "partitions_revoked", LOG_I("partitions", list->cnt));
     if (lost || k->closing || list->cnt == 0) {
         take_back(k, list, k->news.lost, &k->news.n_lost);
@@ -160,6 +161,7 @@ void kafka_rebalance(rd_kafka_t *rk, rd_kafka_resp_err_t code,
     } else if (code == RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS) {
         on_revoke(k, list);
     } else { /* the join failed: nothing of ours is left, the library tries again */
+        k->joined = false;
         kafka_note_error(k, code, "rebalance");
         take_back(k, list, k->news.lost, &k->news.n_lost);
         forget(k, list);

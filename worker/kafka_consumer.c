@@ -119,6 +119,7 @@ static int take_one(struct source_kafka *k, struct err *err)
     k->assigning = kafka_list_of(k, p, RD_KAFKA_OFFSET_INVALID);
     k->partitions[p] = (struct kafka_partition){.owned = true, .start = -1, .sent = -1, .end = -1};
     k->news.assigned[k->news.n_assigned++] = p;
+    k->joined = true; /* no group has a say in it */
     return E_OK;
 }
 

@@ -94,6 +94,8 @@ static const struct family families[METRICS] = {
                     "and pending of the group.",
                     GAUGE},
     [METRIC_LAG_BYTES] = {"tranche_source_lag_bytes", "Bytes of a file that are unread.", GAUGE},
+    [METRIC_PENDING] = {"tranche_source_pending_messages",
+                        "Redis: claimed by any worker of the group and not acknowledged.", GAUGE},
     [METRIC_SPOOLED] = {"tranche_spooled_messages",
                         "Messages whose rows are in the spool and not yet in the database.", GAUGE},
     [METRIC_SPOOL_BYTES] = {"tranche_spool_bytes", "Size of the spool.", GAUGE},

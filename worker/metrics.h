@@ -39,6 +39,7 @@ enum metric {
     METRIC_QUEUE_AGE,
     METRIC_LAG,
     METRIC_LAG_BYTES,
+    METRIC_PENDING,
     METRIC_SPOOLED,
     METRIC_SPOOL_BYTES,
     METRIC_SINK_STATE,    /* label: enum sink_state */

@@ -39,6 +39,8 @@ struct source_lag {
     int64_t messages; /* unread; -1: not known */
     int64_t bytes;    /* unread; -1: not known */
     int64_t bytes_total;
+    int64_t pending; /* claimed by any worker of the group and not acknowledged; -1: not known */
+    bool joined;     /* open, and for a group: a member of it */
 };
 
 struct source;

@@ -269,8 +269,11 @@ static int64_t kafka_position(const struct source *source, int32_t partition)
 static void kafka_lag(const struct source *source, struct source_lag *out)
 {
     const struct source_kafka *k = (const struct source_kafka *)source;
-    *out = (struct source_lag){.messages = -1, .bytes = -1, .bytes_total = -1};
+    *out = (struct source_lag){
+        .messages = -1, .bytes = -1, .bytes_total = -1, .pending = -1, .joined = k->joined};
     int64_t lag = 0;
+    if (!k->joined)
+        return;
     for (int32_t i = 0; i < k->n_partitions; i++) {
         const struct kafka_partition *p = &k->partitions[i];
         int64_t low, high;

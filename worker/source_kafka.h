@@ -38,6 +38,7 @@ struct source_kafka {
     bool cooperative, closing;
     bool by_broker;  /* the broker assigns (KIP-848); else members do, in steps where cooperative */
     bool assigned;   /* it has worked once: no going back */
+    bool joined;     /* the group has told us our part, which may be nothing, and not cast us out */
     bool to_classic; /* the group or its broker cannot: the next service call starts over */
     struct kafka_partition partitions[SOURCE_PARTITIONS_MAX];
 

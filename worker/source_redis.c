@@ -387,9 +387,12 @@ static int64_t redis_position(const struct source *source, int32_t partition)
 
 static void redis_lag(const struct source *source, struct source_lag *out)
 {
-    const struct redis_group_info *i = &((const struct source_redis *)source)->info;
+    const struct source_redis *r = (const struct source_redis *)source;
+    const struct redis_group_info *i = &r->info;
     out->messages = i->lag >= 0 && i->pending >= 0 ? i->lag + i->pending : -1;
     out->bytes = out->bytes_total = -1;
+    out->pending = i->pending;
+    out->joined = i->found && redis_connected(r->stream.connection);
 }
 
 static int64_t redis_left(struct source *source)

@@ -51,6 +51,8 @@ static void note_queue(struct worker *w)
     metric_set(METRIC_CLAIMED, 0, intake_claimed(w->intake));
     metric_set(METRIC_LAG, 0, lag.messages < 0 ? METRIC_UNKNOWN : lag.messages);
     metric_set(METRIC_LAG_BYTES, 0, lag.bytes < 0 ? METRIC_UNKNOWN : lag.bytes);
+    metric_set(METRIC_PENDING, 0, lag.pending < 0 ? METRIC_UNKNOWN : lag.pending);
+    health_set(HEALTH_SOURCE, !lag.joined || w->rc != E_OK);
     metric_set(METRIC_OUTSTANDING, 0, (int64_t)w->out.n);
     metric_set(METRIC_SPOOLED, 0, (int64_t)w->spooled.n);
     for (int i = 0; i < SOURCE_PARTITIONS_MAX; i++)
@@ -96,7 +98,6 @@ void worker_metrics_step(struct worker *w)
     health_set(HEALTH_BREAKER, w->breaker.state != BREAKER_CLOSED);
     health_set(HEALTH_ENGINE, w->engine_failed);
     health_set(HEALTH_STOPPING, w->draining || w->stop);
-    health_set(HEALTH_SOURCE, w->rc != E_OK);
     health_set(HEALTH_START, false);
 }
 

@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+import redis_server
 from postgres_server import Server
 from redis_server import wait_until
 
@@ -36,11 +37,11 @@ def parse(text):
 
 
 class Worker:
-    def __init__(self, binary, folder, *options, stdin=None, name="worker"):
+    def __init__(self, binary, folder, *options, stdin=None, name="worker", command="run"):
         self.log_path = folder / f"{name}.log"
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [binary, "run", *SIM, "--http", "127.0.0.1:0", "--flush-interval", "100ms",
+                [binary, command, *SIM, "--http", "127.0.0.1:0", "--flush-interval", "100ms",
                  "--progress", "off", *map(str, options)], stdin=stdin, stdout=log, stderr=log,
                 cwd=folder, env={k: v for k, v in os.environ.items() if not k.startswith("TRANCHE_")})
         wait_until(lambda: "event=http_listening" in self.log(), 60)
@@ -157,6 +158,27 @@ def test_a_life_with_a_database_that_comes_and_goes(start, tranche, postgres):
     check_sums(worker.metrics(), postgres, "life", again=1)
     worker.process.stdin.close()
     assert worker.process.wait(60) == 0, worker.log()
+
+
+def test_ready_with_a_broker_that_comes_and_goes(start, tranche, tmp_path):
+    """And what the group has not acknowledged is on the page of each worker, up to date."""
+    with contextlib.ExitStack() as stack:
+        server = redis_server.Server(tmp_path / "redis")
+        stack.callback(server.stop)
+        assert tranche("init", "--source", server.url()).returncode == 0
+        worker = start("--source", server.url(), command="worker")
+        wait_until(worker.ready, 60)
+        for i in range(3):
+            server.client().xadd("jobs", {"job": json.dumps({"id": f"j{i}", "prompt": "hello"})})
+        wait_until(lambda: worker.metrics()["tranche_rows_inserted_total", ""] == 3, 60)
+        wait_until(lambda: worker.metrics()["tranche_source_lag_messages", ""] == 0, 60)
+        assert worker.metrics()["tranche_source_pending_messages", ""] == 0
+        server.kill()
+        wait_until(lambda: not worker.ready(), 60)
+        assert worker.ask("/readyz")[1] == "source: not joined, or lost\n"
+        assert worker.ask("/healthz")[0] == 200
+        server.start()
+        wait_until(worker.ready, 60)
 
 
 def raw(port, data, timeout=30):

@@ -140,17 +140,27 @@ static void turn_for(double seconds, int64_t rows)
     }
 }
 
+static struct source_lag lag(void)
+{
+    struct source_lag now;
+    m.source->ops->lag(m.source, &now);
+    return now;
+}
+
 static void claims_and_commits_what_is_done(void **state)
 {
     (void)state;
     produce(MESSAGES);
     assert_int_equal(open_source(), E_OK);
+    assert_false(lag().joined);
+    assert_int_equal(lag().messages, -1);
     turn_until(MESSAGES, 20);
     for (int i = 0; i < MESSAGES; i++) {
         assert_int_equal(m.jobs[i]->position, i + 1);
         assert_int_equal(m.jobs[i]->from_position, i);
         assert_int_equal(m.jobs[i]->sequence, i);
     }
+    assert_true(lag().joined);
     assert_int_equal(m.source->ops->ack(m.source, m.jobs + 1, MESSAGES - 1, &m.err), E_OK);
     assert_int_equal(kafka_watermark_value(&partition()->watermark), 0);
     assert_int_equal(m.source->ops->ack(m.source, m.jobs, 1, &m.err), E_OK);

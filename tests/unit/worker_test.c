@@ -98,7 +98,8 @@ static int64_t fake_position(const struct source *s, int32_t partition)
 static void fake_lag(const struct source *s, struct source_lag *out)
 {
     (void)s;
-    *out = (struct source_lag){-1, -1, -1};
+    *out = (struct source_lag){
+        .messages = -1, .bytes = -1, .bytes_total = -1, .pending = -1, .joined = true};
 }
 static void fake_close(struct source *s)
 {
