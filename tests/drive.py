@@ -139,6 +139,10 @@ def newest_kafka_client():
         execute("kafka newest client", command, 900,
                 {"PYTHONDONTWRITEBYTECODE": "1", "LD_LIBRARY_PATH": library,
                  "TRANCHE_TEST_KAFKA_CLIENT": "newest"}, count_pytest)
+        execute("unit newest client", ["ctest", "--test-dir", "build/release", "-V", "-j",
+                                       str(os.cpu_count() or 1), "-R", "^unit/.*kafka.*_test$",
+                                       "--no-tests=error"],
+                600, {"LD_LIBRARY_PATH": library}, count_units)
 
 
 def lint():

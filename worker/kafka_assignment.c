@@ -247,21 +247,29 @@ static void choose_start(struct source_kafka *k, int32_t partition, int64_t comm
         LOG_I("log_end", high));
 }
 
+/* A question that was not answered: again later. Who may not ask is told so once and for all. */
+static int unanswered(struct source_kafka *k, rd_kafka_resp_err_t code, const char *what,
+                      struct err *err)
+{
+    kafka_note_refusal(k, code, what);
+    if (k->failed.code)
+        return err_typed(err, k->failed.code, k->failed.type, "%s", k->failed.msg);
+    return err_set(err, E_RETRY, "%s: %s: %s", k->source.label, what, rd_kafka_err2str(code));
+}
+
 /* All starts are there: asks the broker for the rest and lets the library fetch. */
 static int assign_now(struct source_kafka *k, struct err *err)
 {
     rd_kafka_topic_partition_list_t *list = k->assigning, *go;
     rd_kafka_resp_err_t code = rd_kafka_committed(k->rk, list, ANSWER_MS);
     if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
-        return err_set(err, E_RETRY, "%s: the group's offsets: %s", k->source.label,
-                       rd_kafka_err2str(code));
+        return unanswered(k, code, "the group's offsets", err);
     for (int i = 0; i < list->cnt; i++) {
         int64_t low, high;
         code = rd_kafka_query_watermark_offsets(k->rk, k->topic, list->elems[i].partition, &low,
                                                 &high, ANSWER_MS);
         if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
-            return err_set(err, E_RETRY, "%s: the log's ends: %s", k->source.label,
-                           rd_kafka_err2str(code));
+            return unanswered(k, code, "the log's ends", err);
         choose_start(k, list->elems[i].partition, list->elems[i].offset, low, high);
     }
     go = rd_kafka_topic_partition_list_new(list->cnt);
@@ -340,8 +348,7 @@ int kafka_start_again(struct source_kafka *k, int32_t partition, struct err *err
     rd_kafka_resp_err_t code =
         rd_kafka_query_watermark_offsets(k->rk, k->topic, partition, &low, &high, ANSWER_MS);
     if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
-        return err_set(err, E_RETRY, "%s: the log's ends: %s", k->source.label,
-                       rd_kafka_err2str(code));
+        return unanswered(k, code, "the log's ends", err);
     int64_t at = p->watermark.position;
     if (at > high) {
         p->refused = true;

@@ -62,7 +62,7 @@ void kafka_client_explain(rd_kafka_t *rk, rd_kafka_resp_err_t code, const char *
              detail);
 }
 
-static void on_log(const rd_kafka_t *rk, int level, const char *facility, const char *text)
+void kafka_client_log(const rd_kafka_t *rk, int level, const char *facility, const char *text)
 {
     (void)rk;
     LOG(level <= 3 ? LOG_WARN : LOG_DEBUG, "kafka_client", LOG_S("facility", facility),
@@ -115,7 +115,7 @@ int kafka_client_conf(rd_kafka_conf_t **out, const struct source_url *url,
         rd_kafka_conf_destroy(conf);
         return rc;
     }
-    rd_kafka_conf_set_log_cb(conf, on_log);
+    rd_kafka_conf_set_log_cb(conf, kafka_client_log);
     *out = conf;
     return E_OK;
 }

@@ -25,6 +25,8 @@ int64_t kafka_client_lag(rd_kafka_t *rk, const char *topic, int32_t partitions);
  * what a login fails on, that comes first. Writes at most cap bytes, NUL included. */
 void kafka_client_explain(rd_kafka_t *rk, rd_kafka_resp_err_t code, const char *detail, char *out,
                           size_t cap);
+/* The library's log callback: into ours. */
+void kafka_client_log(const rd_kafka_t *rk, int level, const char *facility, const char *text);
 /* The class of what the library says: E_OK: goes by itself; E_RETRY; E_FATAL. Pure. */
 int kafka_error_class(rd_kafka_resp_err_t code);
 /* NUL-terminated; mem_free it. NULL: no memory. */

@@ -12,6 +12,7 @@ static void on_partition(struct source_kafka *k, const rd_kafka_topic_partition_
     LOG(LOG_WARN, "commit_refused", LOG_I("partition", t->partition), LOG_I("offset", t->offset),
         LOG_S("code", rd_kafka_err2name(t->err)));
     k->partitions[t->partition].sent = -1; /* again with the next */
+    kafka_note_refusal(k, t->err, "commit");
 }
 
 void kafka_on_commit(rd_kafka_t *rk, rd_kafka_resp_err_t code,

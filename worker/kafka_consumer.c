@@ -41,11 +41,28 @@ void kafka_note_error(struct source_kafka *k, rd_kafka_resp_err_t code, const ch
                   rd_kafka_err2name(code), why);
 }
 
+void kafka_note_refusal(struct source_kafka *k, rd_kafka_resp_err_t code, const char *what)
+{
+    if (kafka_error_class(code) == E_FATAL)
+        kafka_note_error(k, code, what);
+}
+
 static void on_error(rd_kafka_t *rk, int code, const char *detail, void *opaque)
 {
     char why[256];
     kafka_client_explain(rk, (rd_kafka_resp_err_t)code, detail, why, sizeof why);
     kafka_note_error(opaque, (rd_kafka_resp_err_t)code, why);
+}
+
+/* Of a broker that does not know the request of such members at all, the library tells only its log
+ * (2.16.0), and asks for the coordinator for ever. */
+static void on_log(const rd_kafka_t *rk, int level, const char *facility, const char *text)
+{
+    struct source_kafka *k = rd_kafka_opaque(rk);
+    if (strcmp(facility, "COORD") == 0 &&
+        strstr(text, "ConsumerGroupHeartbeatRequest not supported by broker"))
+        atomic_store(&k->no_such_request, true);
+    kafka_client_log(rk, level, facility, text);
 }
 
 static const char *assignor(const struct source_kafka *k)
@@ -69,12 +86,15 @@ static int make_handle(struct source_kafka *k, const struct source_url *url, str
         {"fetch.wait.max.ms", "100"}, /* other questions wait behind a fetch */
         {"check.crcs", "true"},
         {"allow.auto.create.topics", "false"}, /* a slip of the pen must fail */
+        {"debug", "cgrp"},                     /* of a broker's members alone: see on_log */
     };
     rd_kafka_conf_t *conf;
     char why[256];
-    int rc = kafka_client_conf(&conf, url, &k->opts, pairs, TR_COUNT(pairs), err);
+    int rc = kafka_client_conf(&conf, url, &k->opts, pairs, TR_COUNT(pairs) - !k->by_broker, err);
     if (rc < 0)
         return rc;
+    if (k->by_broker)
+        rd_kafka_conf_set_log_cb(conf, on_log);
     rd_kafka_conf_set_opaque(conf, k);
     rd_kafka_conf_set_error_cb(conf, on_error);
     rd_kafka_conf_set_rebalance_cb(conf, kafka_rebalance);
@@ -114,7 +134,8 @@ static int take_one(struct source_kafka *k, struct err *err)
     rd_kafka_resp_err_t code =
         rd_kafka_query_watermark_offsets(k->rk, k->topic, p, &low, &high, COMMIT_MS);
     if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
-        return err_set(err, E_RETRY, "%s: %s", k->source.label, rd_kafka_err2str(code));
+        return err_set(err, kafka_error_class(code) == E_FATAL ? E_FATAL : E_RETRY, "%s: %s",
+                       k->source.label, rd_kafka_err2str(code));
     k->until = high;
     k->assigning = kafka_list_of(k, p, RD_KAFKA_OFFSET_INVALID);
     k->partitions[p] = (struct kafka_partition){.owned = true, .start = -1, .sent = -1, .end = -1};
@@ -144,6 +165,7 @@ int kafka_go_classic(struct source_kafka *k, struct err *err)
     k->held = NULL;
     rd_kafka_destroy_flags(k->rk, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE); /* it is no member */
     k->rk = NULL;
+    atomic_store(&k->no_such_request, false); /* the old handle is silent now */
     if (rc >= 0)
         rc = make_handle(k, &url, err);
     return rc < 0 ? rc : subscribe(k, err);

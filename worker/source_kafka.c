@@ -224,7 +224,8 @@ static int kafka_service(struct source *source, struct source_service *out, stru
 {
     struct source_kafka *k = kafka_of(source);
     struct err ignored = {0};
-    int rc = k->to_classic ? kafka_go_classic(k, err) : E_OK;
+    bool start_over = k->to_classic || (!k->assigned && atomic_load(&k->no_such_request));
+    int rc = start_over ? kafka_go_classic(k, err) : E_OK;
     if (rc >= 0)
         rc = serve(k, err);
     kafka_mind_revocation(k);

@@ -36,9 +36,10 @@ struct source_kafka {
     char *topic;
     int32_t n_partitions;
     bool cooperative, closing;
-    bool by_broker;  /* the broker assigns (KIP-848); else members do, in steps where cooperative */
-    bool assigned;   /* it has worked once: no going back */
-    bool joined;     /* the group has told us our part, which may be nothing, and not cast us out */
+    bool by_broker; /* the broker assigns (KIP-848); else members do, in steps where cooperative */
+    bool assigned;  /* it has worked once: no going back */
+    bool joined;    /* the group has told us our part, which may be nothing, and not cast us out */
+    atomic_bool no_such_request; /* the broker is older than KIP-848; set by the library's thread */
     bool to_classic; /* the group or its broker cannot: the next service call starts over */
     struct kafka_partition partitions[SOURCE_PARTITIONS_MAX];
 
@@ -65,6 +66,8 @@ static inline struct source_kafka *kafka_of(struct source *s)
 
 /* Notes an error of the client as a whole: logs it, and keeps it where it is E_FATAL. */
 void kafka_note_error(struct source_kafka *k, rd_kafka_resp_err_t code, const char *detail);
+/* The same for the answer to a question of ours, where it is a refusal that will not end. */
+void kafka_note_refusal(struct source_kafka *k, rd_kafka_resp_err_t code, const char *what);
 /* A new handle under the classic group protocol in place of one that the broker refused. */
 int kafka_go_classic(struct source_kafka *k, struct err *err);
 

@@ -161,6 +161,20 @@ def test_scram_with_no_more_rights_than_needed(call, broker, newest, tmp_path):
     assert b"want librdkafka" not in done.stderr
 
 
+def test_init_again(call, broker):
+    """A topic that is there is no error, and an offset that is there stays."""
+    url = f"kafka://{broker.address}/again"
+    assert call("init", "--source", url, "--partitions", 2).returncode == 0
+    broker.produce("again", jobs(5))
+    again = call("init", "--source", url, "--partitions", 4)
+    assert again.returncode == 0, again.stderr.decode()[-3000:]
+    group = Consumer({"bootstrap.servers": broker.address, "group.id": "tranche"})
+    known = group.list_topics("again", timeout=30).topics["again"].partitions
+    places = group.committed([TopicPartition("again", p) for p in known], timeout=30)
+    group.close()
+    assert [p.offset for p in places] == [0, 0]
+
+
 def test_transactions_of_another_producer(call, broker, tmp_path):
     """Committed messages have rows, aborted ones none, and the group's position ends behind the
     markers: a lag that stays at 1 would keep a pod alive for ever."""
