@@ -120,27 +120,39 @@ def zombies(case):
     return case.verdict(ratio_max=1.5)
 
 
-@row(4, "SIGTERM at random moments", lambda full: seeds(full, 20, 2, terms=5))
+DRAIN = ("drain.started", "drain.before_release", "drain.before_park", "drain.after_park",
+         "drain.before_back", "drain.before_uncount", "drain.after_uncount")
+
+
+def plan_terms(full):
+    deadly = [({"broker": b, "terms": 5, "point": p}, 1) for b in BROKERS for p in DRAIN]
+    return seeds(full, 20, 2, terms=5) + (deadly if full else [])
+
+
+@row(4, "SIGTERM at random moments; kill -9 while leaving", plan_terms)
 def terms(case):
+    """With `point`: the pod dies at it, where the drain comes by."""
+    point = case.params.get("point")
     case.submit(1000)
     case.watch()
     for n in range(case.params["terms"]):
         grace = case.dice.uniform(0.2, 3)
         worker = case.worker("--grace", f"{grace:.1f}s", name=f"t{n % 2}",
+                             fail=point and f"{point}:pod",
                              step=case.dice.choice(["5ms", "50ms"]))
         time.sleep(case.dice.uniform(0.1, 2.5))
         begin = time.monotonic()
         worker.signal(signal.SIGTERM)
         status = worker.wait(60)
         took = time.monotonic() - begin
-        if status not in (0, 143, -15):
+        if status not in (0, 143, -15) and not worker.fired():
             case.violate(f"SIGTERM: left with {status}: {worker.text()[-300:]}")
         if took > grace + 8:
             case.violate(f"SIGTERM: grace {grace:.1f} s, left after {took:.1f} s")
-        case.note_kill("SIGTERM")
+        case.note_kill(point if worker.fired() else "SIGTERM")
         keep_busy(case, 300)
     case.drain()
-    return case.verdict(ratio_max=1.0)
+    return case.verdict(ratio_max=2.0 if point else 1.0)
 
 
 @row(10, "rebalance storm", lambda full: [
