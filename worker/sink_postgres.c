@@ -301,26 +301,6 @@ static void postgres_sink_close(struct sink *sink)
     mem_free(s);
 }
 
-/* Tries until it answers or the time is over. What time does not mend is said at once. */
-static int connect_within(struct sink_postgres *s, int64_t limit_ns, struct err *err)
-{
-    const struct clock *clock = s->pg.clock;
-    int64_t deadline = clock_mono_ns(clock) + limit_ns;
-    for (;;) {
-        struct postgres_failure f;
-        int64_t wait_ns = retry_wait_ns(&s->policy.retry);
-        if (postgres_connect(&s->pg, &f) >= 0)
-            return E_OK;
-        bool passing = f.action == SQL_WAIT || f.action == SQL_WRONG_NODE;
-        if (!passing || clock_mono_ns(clock) + wait_ns > deadline)
-            return err_typed(err, passing ? E_RETRY : E_FATAL, "database", "%s: %s", s->pg.label,
-                             f.text);
-        LOG(LOG_WARN, "database_connecting", LOG_S("text", f.text),
-            LOG_F("seconds", (double)wait_ns / 1e9));
-        clock_sleep_ns(clock, wait_ns);
-    }
-}
-
 static int check_schema(struct sink_postgres *s, struct err *err)
 {
     struct postgres_failure f;
@@ -346,6 +326,35 @@ static int check_schema(struct sink_postgres *s, struct err *err)
             s->pg.label, POSTGRES_SCHEMA_MIN, POSTGRES_SCHEMA_MAX, (long long)version,
             version < POSTGRES_SCHEMA_MIN ? "run `tranche migrate`" : "a newer build made it");
     return E_OK;
+}
+
+static int open_once(struct sink_postgres *s, struct err *err)
+{
+    struct postgres_failure f;
+    if (postgres_connect(&s->pg, &f) >= 0)
+        return check_schema(s, err);
+    bool passing = f.action == SQL_WAIT || f.action == SQL_WRONG_NODE;
+    return err_typed(err, passing ? E_RETRY : E_FATAL, "database", "%s: %s", s->pg.label, f.text);
+}
+
+/* Tries until it answers or the time is over. What time does not mend is said at once. */
+static int open_within(struct sink_postgres *s, int64_t limit_ns, struct err *err)
+{
+    const struct clock *clock = s->pg.clock;
+    int64_t deadline = clock_mono_ns(clock) + limit_ns;
+    for (;;) {
+        struct err why = {0};
+        int64_t wait_ns = retry_wait_ns(&s->policy.retry);
+        int rc = open_once(s, &why);
+        if (rc >= 0)
+            return E_OK;
+        if (rc != E_RETRY || clock_mono_ns(clock) + wait_ns > deadline)
+            return err_typed(err, rc, why.type, "%s", why.msg);
+        LOG(LOG_WARN, "database_connecting", LOG_S("text", why.msg),
+            LOG_F("seconds", (double)wait_ns / 1e9));
+        postgres_disconnect(&s->pg);
+        clock_sleep_ns(clock, wait_ns);
+    }
 }
 
 static const char progress_read_sql[] =
@@ -400,9 +409,7 @@ int sink_postgres_open(struct sink **out, const struct postgres_opts *opts, stru
     sql_policy_open(&s->policy, PIECE_ROWS_MAX, (uint64_t)clock_wall_ns(opts->clock));
     int rc = postgres_open(&s->pg, opts, err);
     if (rc >= 0)
-        rc = connect_within(s, opts->connect_ns, err);
-    if (rc >= 0)
-        rc = check_schema(s, err);
+        rc = open_within(s, opts->connect_ns, err);
     if (rc < 0) {
         postgres_sink_close(&s->sink);
         return rc;

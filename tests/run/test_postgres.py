@@ -499,6 +499,22 @@ def test_cut_at_the_start(server, database, password, tranche, tmp_path, directi
         assert done.returncode == 69 and proxy.cuts >= 1, done.stderr.decode()
 
 
+def test_cut_while_the_schema_is_asked_for(server, database, password, tranche, tmp_path):
+    """Connected, and cut before the version came: the start has its --connect-timeout for that too."""
+    jobs = write_jobs(tmp_path / "jobs.jsonl", 3)
+    proxies = []
+
+    def rule(way, data, passed):
+        first = proxies[0].cuts == 0 and way == "up" and b"schema_migrations" in data
+        return 0 if first else len(data)
+    with Proxy("127.0.0.1", server.port, rule) as proxy:
+        proxies.append(proxy)
+        done = tranche("run", *SIM, "--connect-timeout", "20s", *password, "--db",
+                       proxied(database, server, proxy.port), jobs)
+        assert done.returncode == 0 and proxy.cuts == 1, done.stderr.decode()
+    check_batch(server, database["name"], 3, ok=3)
+
+
 def test_a_server_that_never_answers(server, database, tranche, tmp_path):
     jobs = write_jobs(tmp_path / "jobs.jsonl", 1)
     with Proxy("127.0.0.1", server.port, lambda *_: None) as proxy:
