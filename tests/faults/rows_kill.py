@@ -52,8 +52,10 @@ def at_failpoint(case):
         # The whole pod dies, or the process alone, which its parent starts again.
         how = case.dice.choice(["pod", "kill"])
         worker = case.worker(name="w", fail=f"{point}:{how}@{hit_of(case, point)}")
-        if point == "kafka.flushed":  # a second member makes the first give back
-            time.sleep(1)
+        if point == "kafka.flushed":  # a second member makes the first give back what it has
+            until = time.monotonic() + 30
+            while "partition_start" not in worker.text() and time.monotonic() < until:
+                time.sleep(0.1)
             case.worker(name="other", idle="5s")
         until = time.monotonic() + 30
         for tick in range(1 << 30):
