@@ -94,6 +94,7 @@ static void on_assign(struct source_kafka *k, const rd_kafka_topic_partition_lis
                                       .halted = halted,
                                       .watermark = kept,
                                       .sequence = sequence,
+                                      .first_sequence = sequence,
                                       .start = -1,
                                       .sent = -1,
                                       .end = -1};

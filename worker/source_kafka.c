@@ -244,7 +244,9 @@ static int kafka_ack(struct source *source, struct job *const *jobs, size_t n, s
     (void)err;
     for (size_t i = 0; i < n; i++) {
         struct kafka_partition *p = &k->partitions[jobs[i]->partition];
-        if (p->owned && p->started) /* of a partition that has gone, its next owner will find it */
+        /* Of an assignment that has gone, the next one will find the row: an ack of that message
+         * here could pass the stored watermark, which counts the ones that came again. */
+        if (p->owned && p->started && jobs[i]->sequence >= p->first_sequence)
             (void)kafka_watermark_done(&p->watermark, jobs[i]->position - 1);
     }
     k->open -= (int64_t)n;

@@ -24,8 +24,9 @@ struct kafka_partition {
     int64_t start; /* as the sink has it; -1: nothing on record */
     struct kafka_watermark watermark;
     int64_t sequence;
-    int64_t sent; /* last offset that was sent to be committed; -1: none, or it failed */
-    int64_t end;  /* log end as last seen; -1: not known */
+    int64_t first_sequence; /* of this assignment: earlier messages are of another one */
+    int64_t sent;           /* last offset that was sent to be committed; -1: none, or it failed */
+    int64_t end;            /* log end as last seen; -1: not known */
 };
 
 struct source_kafka {
