@@ -2,6 +2,7 @@
 #include "engine/log.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
@@ -22,6 +23,36 @@ void log_setup(enum log_level level, enum log_format format, int fd)
 bool log_enabled(enum log_level level)
 {
     return level >= log_min;
+}
+
+/* What log_recent tells. A line that comes while another one is kept is only written. */
+enum { RECENT = 8, RECENT_BYTES = 512 };
+static struct {
+    pthread_mutex_t mutex;
+    char text[RECENT][RECENT_BYTES];
+    size_t len[RECENT], n; /* n: ever kept */
+} recent = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+static void keep(const char *text, size_t n)
+{
+    if (n > RECENT_BYTES) { /* between two characters */
+        n = RECENT_BYTES;
+        while (n > 0 && ((unsigned char)text[n] & 0xC0) == 0x80)
+            n--;
+    }
+    if (pthread_mutex_trylock(&recent.mutex) != 0)
+        return;
+    memcpy(recent.text[recent.n % RECENT], text, n);
+    recent.len[recent.n++ % RECENT] = n;
+    pthread_mutex_unlock(&recent.mutex);
+}
+
+void log_recent(void (*take)(void *ctx, struct str line), void *ctx)
+{
+    pthread_mutex_lock(&recent.mutex);
+    for (size_t i = recent.n > RECENT ? recent.n - RECENT : 0; i < recent.n; i++)
+        take(ctx, (struct str){recent.text[i % RECENT], recent.len[i % RECENT]});
+    pthread_mutex_unlock(&recent.mutex);
 }
 
 struct line {
@@ -120,6 +151,8 @@ void log_event(enum log_level level, const char *event, const struct log_field *
     if (l.full)
         l.n += (size_t)snprintf(l.buf + l.n, LOG_TAIL, json ? ",\"cut\":true" : " cut=true");
     l.n += (size_t)snprintf(l.buf + l.n, LOG_LINE_CAP - l.n, json ? "}\n" : "\n");
+    if (level >= LOG_WARN)
+        keep(l.buf, l.n - 1);
     ssize_t ignored = write(log_fd, l.buf, l.n);
     (void)ignored; /* a log that cannot be written must not stop the work */
 }

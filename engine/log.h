@@ -35,6 +35,9 @@ struct log_field {
 /* Process-wide; call once at start. Default: LOG_INFO, logfmt, fd 2. */
 void log_setup(enum log_level level, enum log_format format, int fd);
 bool log_enabled(enum log_level level);
+/* The last few warnings and errors, oldest first, each cut to half a KiB and without its newline.
+ */
+void log_recent(void (*take)(void *ctx, struct str line), void *ctx);
 void log_event(enum log_level level, const char *event, const struct log_field *fields, size_t n);
 
 #endif

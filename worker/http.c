@@ -12,6 +12,7 @@
 
 #include "engine/log.h"
 #include "worker/health.h"
+#include "worker/http_page.h"
 #include "worker/metrics.h"
 
 enum { SILENCE_S = 5, POOL_BYTES = 4096, ROUND_MS = 100, BACKLOG = 16 };
@@ -26,6 +27,7 @@ struct http {
         int64_t since_ns;
     } connections[HTTP_CONNECTIONS];
     struct text text;
+    struct page_rates rates;
 };
 
 /* ---- address ---- */
@@ -110,6 +112,9 @@ static enum MHD_Result answer(struct MHD_Connection *c, unsigned status, const c
     MHD_add_response_header(r, "Content-Type", type);
     MHD_add_response_header(r, "Connection", "close");
     MHD_add_response_header(r, "Cache-Control", "no-store");
+    MHD_add_response_header(r, "Content-Security-Policy",
+                            "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "
+                            "form-action 'none'; frame-ancestors 'none'");
     MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
     if (status == MHD_HTTP_METHOD_NOT_ALLOWED)
         MHD_add_response_header(r, "Allow", "GET");
@@ -130,7 +135,8 @@ static enum MHD_Result serve(void *ctx, struct MHD_Connection *c, const char *ur
                              size_t *upload_size, void **request)
 {
     static const char plain[] = "text/plain; charset=utf-8";
-    struct text *out = &((struct http *)ctx)->text;
+    struct http *h = ctx;
+    struct text *out = &h->text;
     const char *type = plain;
     unsigned status = MHD_HTTP_OK;
     int64_t now = clock_mono_ns(clock_system());
@@ -149,9 +155,12 @@ static enum MHD_Result serve(void *ctx, struct MHD_Connection *c, const char *ur
     } else if (strcmp(url, "/metrics") == 0) {
         type = "text/plain; version=0.0.4; charset=utf-8";
         metrics_render(out);
+    } else if (strcmp(url, "/") == 0) {
+        type = "text/html; charset=utf-8";
+        page_render(out, &h->rates, now, clock_wall_ns(clock_system()));
     } else {
         status = MHD_HTTP_NOT_FOUND;
-        text_f(out, "/healthz, /readyz, /metrics\n");
+        text_f(out, "/, /healthz, /readyz, /metrics\n");
     }
     if (status == MHD_HTTP_OK && out->len == 0)
         text_f(out, "ok\n");
@@ -202,6 +211,7 @@ static void *http_main(void *arg)
         if (MHD_run_wait(h->daemon, ROUND_MS) != MHD_YES)
             clock_sleep_ns(clock_system(), (int64_t)ROUND_MS * 1000000);
         sweep(h);
+        page_sample(&h->rates, clock_mono_ns(clock_system()));
     }
     return NULL;
 }

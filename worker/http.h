@@ -1,8 +1,9 @@
-/* http: what a probe, Prometheus and a person ask of a worker: /healthz, /readyz, /metrics.
+/* http: what a probe, Prometheus and a person ask of a worker: /healthz, /readyz, /metrics, and
+ * a page at / (http_page.h).
  *
  * GET only, one request a connection, at most 8 of these, 1 KiB a request, 5 s of silence and 10 s
  * in all; where all 8 are taken, the oldest that has had a second makes room. So a slow client
- * costs the others a second at most. No answer holds a prompt or an id of a job.
+ * costs the others a second at most. No answer holds a prompt or an answer of a job.
  *
  * The supervisor's parent binds the address before it forks, and keeps the socket: each child
  * serves it in turn, from before it opens anything else. Between two children the address stays

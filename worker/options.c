@@ -269,7 +269,7 @@ const struct option option_table[] = {
     {"strict", RUN, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Jobs",
      "exit 3 when a row failed or was invalid"},
     {"http", WORK, OPTION_TEXT, NULL, 0, 0, NULL, "HOST:PORT", "Jobs",
-     "answer /healthz, /readyz and /metrics there; default: nowhere"},
+     "answer /healthz, /readyz, /metrics and a status page there; default: nowhere"},
     {"progress", WORK, OPTION_CHOICE, "auto", 0, 0, "auto|live|plain|off", "KIND", "Jobs",
      "auto: a live line on a terminal, else plain lines"},
 

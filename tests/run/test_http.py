@@ -2,6 +2,7 @@
 apart; metrics that add up to the rows; and what it refuses."""
 import collections
 import contextlib
+import html.parser
 import http.client
 import json
 import os
@@ -179,6 +180,51 @@ def test_ready_with_a_broker_that_comes_and_goes(start, tranche, tmp_path):
         assert worker.ask("/healthz")[0] == 200
         server.start()
         wait_until(worker.ready, 60)
+
+
+class Page(html.parser.HTMLParser):
+    """Refuses tags that do not close in order; keeps what a browser would fetch, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.fetched, self.tags, self.text = [], [], set(), ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.fetched += [v for k, v in attrs if k in ("src", "action", "data", "srcset") or
+                         (k == "href" and tag != "a")]
+        assert not any(k.startswith("on") for k, _ in attrs)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += f" {data}"
+
+
+def test_the_page(start, tmp_path):
+    worker = start("--spool-dir", tmp_path / "spool", "--batch", "b", "-", stdin=subprocess.PIPE)
+    wait_until(worker.ready, 60)
+    worker.send(*({"id": f"secret-id-{i}", "prompt": "secret words", "expected": "7"} for i in range(5)), "{")
+    wait_until(lambda: worker.metrics()["tranche_rows_inserted_total", ""] == 6, 60)
+    wait_until(lambda: worker.metrics()["tranche_outstanding_messages", ""] == 0, 60)
+    status, text, headers = worker.ask("/")
+    assert status == 200 and headers["Content-Type"] == "text/html; charset=utf-8"
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'")
+    page = Page(text)
+    assert page.fetched == [] and not page.tags & {"script", "iframe", "link", "img", "form"}
+    words = " ".join(page.text.split())
+    for want in "ready", "ok 5 rows", "invalid 1 rows", "correct answers 0 of 5", "of 8 slots", "in hand 0":
+        assert want in words, (want, words)
+    assert "secret" not in text
+    worker.process.stdin.close()
+    assert worker.process.wait(60) == 0
 
 
 def raw(port, data, timeout=30):

@@ -1,15 +1,19 @@
-/* Unit tests of metrics.h and health.h: what is counted comes out as Prometheus text that parses,
- * and probes say what they are told. The binary's own answers: tests/run/test_http.py. */
+/* Unit tests of metrics.h, health.h and http_page.h: what is counted comes out as Prometheus text
+ * that parses, and probes say what they are told. The binary's own answers: tests/run/test_http.py.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 
 #include <cmocka.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/log.h"
 #include "worker/health.h"
+#include "worker/http_page.h"
 #include "worker/metrics.h"
 
 /* The sample that begins with `series`; fails where it is absent. */
@@ -218,6 +222,60 @@ static void test_alive(void **state)
     assert_true(says(alive, "")); /* no watchdog */
 }
 
+static void test_page_rates(void **state)
+{
+    struct page_rates r = {0};
+    struct text t = {0};
+    (void)state;
+    metrics_reset();
+    health_begin(0);
+    page_render(&t, &r, S, S);     /* before the first sample */
+    for (int i = 0; i < 40; i++) { /* two a second are asked for, one is kept; 30 tokens each */
+        metric_set(METRIC_SAMPLED, 0, i * 15);
+        metric_set(METRIC_ROWS, i % 2, i);
+        page_sample(&r, S + i * S / 2);
+    }
+    assert_int_equal(r.n, 20);
+    text_reset(&t);
+    page_render(&t, &r, S, S);
+    text_char(&t, '\0');
+    assert_non_null(strstr(t.ptr, " rows/s, 30 tokens/s"));
+    assert_non_null(strstr(t.ptr, "not ready"));
+    text_close(&t);
+}
+
+static void test_page_escapes(void **state)
+{
+    struct text t = {0};
+    struct page_rates r = {0};
+    (void)state;
+    text_html(&t, (struct str){"<a href='x'>\"&\0\x01\xC3\xA9", 18});
+    text_char(&t, '\0');
+    assert_string_equal(t.ptr, "&lt;a href=&#39;x&#39;&gt;&quot;&amp;  \xC3\xA9");
+    text_reset(&t);
+    log_setup(LOG_WARN, LOG_LOGFMT, open("/dev/null", O_WRONLY | O_CLOEXEC));
+    LOG(LOG_WARN, "told", LOG_S("error", "<script>alert(1)</script>"));
+    for (int i = 0; i < 12; i++) {
+        char long_error[700];
+        memset(long_error, 'x', sizeof long_error - 1);
+        long_error[sizeof long_error - 1] = '\0';
+        LOG(LOG_WARN, i < 7 ? "older" : "newer", LOG_S("error", i == 11 ? long_error : "y"));
+        if (i == 2) {
+            page_render(&t, &r, S, S);
+            text_char(&t, '\0');
+            assert_non_null(strstr(t.ptr, "&lt;script&gt;alert(1)&lt;/script&gt;"));
+            assert_null(strstr(t.ptr, "<script"));
+        }
+    }
+    text_reset(&t);
+    page_render(&t, &r, S, S);
+    text_char(&t, '\0');
+    assert_null(strstr(t.ptr, "alert"));
+    assert_null(strstr(t.ptr, "event=told"));
+    assert_non_null(strstr(t.ptr, "xxx\n</pre>"));
+    text_close(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -227,6 +285,8 @@ int main(void)
         cmocka_unit_test(test_no_update_is_lost),
         cmocka_unit_test(test_ready),
         cmocka_unit_test(test_alive),
+        cmocka_unit_test(test_page_rates),
+        cmocka_unit_test(test_page_escapes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
