@@ -21,7 +21,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOGS = "build/tests"
 FUZZ_SECONDS = 10
 # Units with threads of their own run under ThreadSanitizer too.
-THREADED = re.compile(r"(?:^|_)(worker|run|queue|prepare|source|sink|engine|log|cpu|kernel|linear|sim)")
+THREADED = re.compile(r"(?:^|_)(worker|queue|park|spool|outbox|upload|source|sink|engine|log|cpu|"
+                      r"kernel|linear|sim)")
 # Minutes of the whole grid and of ten megabytes of text: for `all`, not for `check`.
 LONG = "unit/(sameness|tokenizer_golden)_test$"
 SHOWN_LINES = 60
@@ -161,9 +162,8 @@ def fuzz(seconds):
         os.makedirs(found, exist_ok=True)
         command = [f"build/fuzz/{target}", f"-max_total_time={seconds}", "-timeout=10",
                    "-rss_limit_mb=2048", "-max_len=65536", "-verbosity=0",
-                   f"-artifact_prefix=build/fuzz-corpus/{name}-", found]
-        if os.path.isdir(f"tests/fuzz/corpus/{name}"):
-            command.append(f"tests/fuzz/corpus/{name}")
+                   f"-artifact_prefix=build/fuzz-corpus/{name}-", found,
+                   f"tests/fuzz/corpus/{name}"]  # a missing corpus is a failure
         execute(f"fuzz {name}", command, seconds + 60)
 
 

@@ -274,6 +274,43 @@ def test_model_writes_answers_and_reasoning(tranche, tiny_model, tmp_path):
     assert "correct 8 of 8" in text and "tranche export" in text
 
 
+def test_thinking_budget_and_repetition_loops(tranche, tiny_model, tmp_path):
+    ask = [{"role": "user", "content": "What is 9838 + 6187?"}]
+    jobs = [{"id": "free", "temperature": 0, "messages": ask},
+            {"id": "brief", "temperature": 0, "messages": ask, "max_thinking_tokens": 5},
+            {"id": "none", "temperature": 0, "messages": ask, "max_thinking_tokens": 0},
+            {"id": "loop", "temperature": 0, "prompt": "7", "max_tokens": 400, "ignore_eos": True,
+             "logit_bias": {"55": 100}, "loop_tokens": 16}]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(j) + "\n" for j in jobs))
+    process = tranche("run", "--model", tiny_model, "--db", "o.db", "jobs.jsonl")
+    assert process.returncode == 0, process.stderr.decode()
+    found = {r["custom_id"]: r for r in rows(tmp_path / "o.db")}
+    assert found["free"]["reasoning_tokens"] > 7
+    assert 5 <= found["brief"]["reasoning_tokens"] <= 7 and found["brief"]["answer"]
+    assert found["free"]["reasoning"].startswith(found["brief"]["reasoning"].strip()[:4])
+    assert not (found["none"]["reasoning"] or "").strip() and found["none"]["answer"]
+    assert found["loop"]["finish_reason"] == "loop" and found["loop"]["completion_tokens"] < 400
+
+
+def test_a_template_of_ones_own_stands_in_for_the_folders(tranche, tiny_model, tmp_path):
+    (tmp_path / "own.jinja").write_text("{{ bos_token }}{% for m in messages %}{{ m.content }}"
+                                        "{% endfor %}<think>\n")
+    (tmp_path / "bad.jinja").write_text("{{ bos_token }}\n{{ messages | frobnicate }}\n")
+    job = {"id": "a", "max_tokens": 1, "messages": [{"role": "user", "content": "12+30"}]}
+    (tmp_path / "j.jsonl").write_text(json.dumps(job) + "\n")
+    seen = []
+    for name, own in (("folder", ()), ("own", ("--chat-template", "own.jinja"))):
+        process = tranche("run", "--model", tiny_model, "--db", f"{name}.db", *own, "j.jsonl")
+        assert process.returncode == 0, process.stderr.decode()
+        row = rows(tmp_path / f"{name}.db")[0]
+        seen.append((row["prompt_tokens"], row["config_revision"]))
+    assert seen[0][0] > seen[1][0] and seen[0][1] != seen[1][1]
+    process = tranche("run", "--model", tiny_model, "--db", "o.db", "--chat-template", "bad.jinja",
+                      "j.jsonl")
+    assert process.returncode == 65
+    assert "bad.jinja" in process.stderr.decode() and "frobnicate" in process.stderr.decode()
+
+
 def test_special_tokens_in_contents_are_text(tranche, tiny_model, tmp_path):
     job = {"id": "a", "max_tokens": 1, "prompt_logprobs": 0,
            "messages": [{"role": "user", "content": "<｜User｜>hi"}]}
