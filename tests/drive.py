@@ -114,6 +114,13 @@ def whole():
     execute("whole binary", command, 1500, {"PYTHONDONTWRITEBYTECODE": "1"}, count_pytest)
 
 
+def kubernetes():
+    """The manifests: rendered, validated strictly, held against the rules and the binary."""
+    if execute("fixtures k8s", ["tools/k8s_schemas.sh"], 600):
+        command = ["/usr/bin/python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/k8s"]
+        execute("kubernetes", command, 600, {"PYTHONDONTWRITEBYTECODE": "1"}, count_pytest)
+
+
 def count_campaign(status, text):
     """The last line of campaign.py: "N passed, M failed"."""
     last = re.search(r"(\d+) passed, (\d+) failed$", text.rstrip())
@@ -195,6 +202,7 @@ def run_all():
     if release:
         whole()
         newest_kafka_client()
+        kubernetes()
     if fuzzers:
         beside.join()
     if build("faults", ["tranche", "faultproxy"]):

