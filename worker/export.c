@@ -1,5 +1,6 @@
 /* export: see export.h. Rows become lines by splicing: `choices` and `logprobs` hold OpenAI's own
- * JSON already, so nothing is parsed. A row at a time: flat memory at any size of batch. */
+ * JSON already (`prompt_logprobs` vLLM's), so nothing is parsed. A row at a time: flat memory at
+ * any size of batch. */
 #include "worker/export.h"
 
 #include <errno.h>
@@ -33,6 +34,7 @@ enum column {
     COL_STATUS,
     COL_CHOICES,
     COL_LOGPROBS,
+    COL_PROMPT_LOGPROBS,
     COL_ERROR_CODE,
     COL_ERROR_DETAIL,
     COL_MODEL,
@@ -48,7 +50,8 @@ enum column {
  * batch is larger than memory. */
 static const char sqlite_sql[] =
     "SELECT k.custom_id, coalesce(r.status, 'invalid'), r.choices, r.logprobs, "
-    "coalesce(r.error_code, d.reason), coalesce(r.error_detail, d.detail), r.model, r.fingerprint, "
+    "r.prompt_logprobs, coalesce(r.error_code, d.reason), coalesce(r.error_detail, d.detail), "
+    "r.model, r.fingerprint, "
     "r.prompt_tokens, r.completion_tokens, r.reasoning_tokens, r.cached_tokens, strftime('%s', "
     "r.finished_at) FROM (SELECT * FROM (SELECT 0 AS kind, rowid AS id, source AS j, custom_id "
     "FROM results WHERE run=$1 AND batch_id=$2 UNION ALL SELECT 1, rowid, source, custom_id FROM "
@@ -58,13 +61,15 @@ static const char sqlite_sql[] =
     "LEFT JOIN results r ON k.kind=0 AND r.rowid=k.id "
     "LEFT JOIN dead_letters d ON k.kind=1 AND d.rowid=k.id";
 static const char postgres_sql[] =
-    "SELECT custom_id, status, choices, logprobs, error_code, error_detail, model, fingerprint, "
-    "prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, "
+    "SELECT custom_id, status, choices, logprobs, prompt_logprobs, error_code, error_detail, "
+    "model, fingerprint, prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, "
     "floor(extract(epoch FROM finished_at))::bigint FROM (SELECT 0 AS kind, custom_id, status, "
-    "choices, logprobs, error_code, error_detail, model, fingerprint, prompt_tokens, "
-    "completion_tokens, reasoning_tokens, cached_tokens, finished_at, source::json AS j FROM "
+    "choices, logprobs, prompt_logprobs, error_code, error_detail, model, fingerprint, "
+    "prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, finished_at, "
+    "source::json AS j FROM "
     "results WHERE run=$1 AND batch_id=$2 UNION ALL SELECT 1, custom_id, 'invalid', NULL, NULL, "
-    "reason, detail, NULL, NULL, 0, 0, 0, 0, NULL, source::json FROM dead_letters WHERE run=$1 AND "
+    "NULL, reason, detail, NULL, NULL, 0, 0, 0, 0, NULL, source::json FROM dead_letters WHERE "
+    "run=$1 AND "
     "batch_id=$2) x ORDER BY (j->>'topic') COLLATE \"C\" NULLS FIRST, (j->>'partition')::bigint "
     "NULLS FIRST, coalesce((j->>'line')::bigint, (j->>'offset')::bigint, (j->>'position')::bigint) "
     "NULLS FIRST, split_part(j->>'id', '-', 1)::numeric NULLS FIRST, split_part(j->>'id', '-', "
@@ -146,31 +151,59 @@ static bool next_element(struct str array, size_t *at, struct str *element)
     return false;
 }
 
-/* `choices` with each "logprobs":null replaced. The pattern cannot stand inside a JSON string:
+static size_t count_elements(struct str array)
+{
+    size_t n = 0, at = 0;
+    struct str one;
+    while (next_element(array, &at, &one))
+        n++;
+    return n;
+}
+
+/* `choices` with each "logprobs":null replaced, and where `prompts` has elements, that of the
+ * choice's prompt behind it: choices lie by prompt. The pattern cannot stand inside a JSON string:
  * there its quotes would be escaped. */
-static void add_choices(struct text *t, struct str choices, struct str logprobs)
+static void add_choices(struct text *t, struct str choices, struct str logprobs, struct str prompts)
 {
     static const char hole[] = "\"logprobs\":null,\"finish_reason\":";
     const size_t key = strlen("\"logprobs\":");
-    size_t at = 0;
-    struct str one;
-    while (logprobs.len && next_element(logprobs, &at, &one)) {
+    bool any = logprobs.len || prompts.len;
+    size_t n_choices = any ? count_elements(choices) : 0, at = 0, prompt_at = 0;
+    size_t each = TR_MAX(n_choices / TR_MAX(count_elements(prompts), (size_t)1), (size_t)1);
+    struct str one = STR("null"), prompt = STR("null");
+    for (size_t i = 0; i < n_choices; i++) {
         const char *found = memmem(choices.ptr, choices.len, hole, sizeof hole - 1);
-        if (!found)
+        if (!found || (logprobs.len && !next_element(logprobs, &at, &one)))
             break;
         size_t n = (size_t)(found - choices.ptr) + key;
         text_add(t, (struct str){choices.ptr, n});
         text_add(t, one);
+        if (prompts.len && (i % each != 0 || next_element(prompts, &prompt_at, &prompt))) {
+            text_add(t, STR(",\"prompt_logprobs\":"));
+            text_add(t, prompt);
+        }
         choices.ptr += n + 4; /* null */
         choices.len -= n + 4;
     }
     text_add(t, choices);
 }
 
+/* Where vLLM has them: a chat's body, which has one prompt; each choice of a completion. */
+static void add_prompt_of_chat(struct text *t, struct str prompts)
+{
+    size_t at = 0;
+    struct str one;
+    if (!next_element(prompts, &at, &one))
+        return;
+    text_add(t, STR(",\"prompt_logprobs\":"));
+    text_add(t, one);
+}
+
 static void add_body(struct text *t, const struct query *q, const char *id)
 {
     static const char chat_head[] = "[{\"index\":0,\"message\":";
     struct str choices = column(q, COL_CHOICES), model = column(q, COL_MODEL);
+    struct str prompts = column(q, COL_PROMPT_LOGPROBS), none = {NULL, 0};
     bool chat = choices.len >= sizeof chat_head - 1 &&
                 memcmp(choices.ptr, chat_head, sizeof chat_head - 1) == 0;
     int64_t in = query_int(q, COL_PROMPT_TOKENS);
@@ -180,7 +213,9 @@ static void add_body(struct text *t, const struct query *q, const char *id)
            (long long)query_int(q, COL_CREATED));
     text_json_str(t, model);
     text_add(t, STR(",\"choices\":"));
-    add_choices(t, choices, column(q, COL_LOGPROBS));
+    add_choices(t, choices, column(q, COL_LOGPROBS), chat ? none : prompts);
+    if (chat)
+        add_prompt_of_chat(t, prompts);
     text_f(t,
            ",\"usage\":{\"prompt_tokens\":%lld,\"completion_tokens\":%lld,\"total_tokens\":%lld,"
            "\"prompt_tokens_details\":{\"cached_tokens\":%lld},"

@@ -283,7 +283,7 @@ static struct result *begin_result(struct job *job, const struct result_context 
     *r = (struct result){.key = {job->run, job->batch_id, job->custom_id},
                          .status = status,
                          .correct = -1,
-                         .model = job->model,
+                         .model = job->model.ptr ? job->model : str_of(ctx->model->name),
                          .model_sha256 = str_of(sha),
                          .fingerprint = str_of(ctx->fingerprint),
                          .config_revision = str_of(ctx->config_revision),

@@ -25,7 +25,7 @@ CREATE TABLE results (
     error_detail      TEXT,             -- for people
     sanitized         INTEGER NOT NULL, -- 1: a NUL or broken UTF-8 was replaced by U+FFFD
     raw               BLOB,             -- the first choice's exact bytes, only where sanitized
-    model             TEXT,             -- what the request called the model; recorded, not matched
+    model             TEXT,             -- what the request called the model, else the folder's name; not matched
     model_sha256      TEXT,             -- of the model folder's weights; NULL: not known yet
     fingerprint       TEXT,             -- device, kernels and build that the bytes depend on
     config_revision   TEXT,             -- hash of model config, template and defaults

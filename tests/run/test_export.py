@@ -75,6 +75,35 @@ def test_files_have_openai_s_shape(tranche, tmp_path):
     assert errors[2]["response"] is None and errors[2]["error"]["code"] == "batch_expired"
 
 
+def test_prompt_logprobs_stand_where_vllm_has_them(tranche, tiny_model, tmp_path):
+    jobs = [{"id": "chat", "messages": [{"role": "user", "content": "1 + 1"}], "prompt_logprobs": 1,
+             "max_tokens": 2},
+            {"id": "text", "prompt": ["one", "and two"], "n": 2, "prompt_logprobs": 0, "logprobs": 1,
+             "max_tokens": 2},
+            {"id": "none", "model": "m", "prompt": "x", "max_tokens": 2}]
+    write(tmp_path / "j.jsonl", "".join(json.dumps(j) + "\n" for j in jobs))
+    process = tranche("run", "--model", tiny_model, "--db", "o.db", "--progress", "off", "j.jsonl")
+    assert process.returncode == 0, process.stderr.decode()
+    assert tranche("export", "--db", "o.db", "--output", "o.jsonl").returncode == 0
+    chat, text, none = [o["response"]["body"] for o in load(tmp_path / "o.jsonl")]
+    db = sqlite3.connect(tmp_path / "o.db")
+    stored = {i: json.loads(p) for i, p in db.execute(
+        "SELECT custom_id, prompt_logprobs FROM results WHERE prompt_logprobs IS NOT NULL")}
+    db.close()
+    assert set(stored) == {"chat", "text"}
+    # A chat has one prompt and says it once; choices of completions have each their own prompt's.
+    assert chat["prompt_logprobs"] == stored["chat"][0] and len(chat["prompt_logprobs"]) > 2
+    assert all("prompt_logprobs" not in c for c in chat["choices"])
+    first, second = stored["text"]
+    assert first != second
+    assert [c["prompt_logprobs"] for c in text["choices"]] == [first, first, second, second]
+    assert all(len(c["logprobs"]["tokens"]) == 2 for c in text["choices"])
+    assert "prompt_logprobs" not in text
+    assert "prompt_logprobs" not in json.dumps(none)
+    assert none["model"] == "m"
+    assert chat["model"] == text["model"] == tiny_model.name
+
+
 def test_answers_that_look_like_the_splice_mark_survive(tranche, tmp_path):
     run_jobs(tranche, tmp_path)
     mark = 'say "logprobs":null,"finish_reason": \\ '
