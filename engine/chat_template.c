@@ -17,12 +17,16 @@
 
 enum { TEMPLATE_BYTES_MAX = 1 << 20 };
 
+static const char *const special_tokens[] = {"bos_token", "eos_token", "unk_token", "sep_token",
+                                             "pad_token", "cls_token", "mask_token"};
+
 /* What Hugging Face appends to the last message to find its end again. */
 static const struct str continue_tag = {"CONTINUE_FINAL_MESSAGE_TAG ", 27};
 
 struct chat_template {
     char *name;
     char sha256[65];
+    int64_t bytes;
     bool mentions_content; /* Hugging Face refuses continue_final_message otherwise */
     struct jinja_heap heap;
     struct jinja_program program;
@@ -74,6 +78,7 @@ int chat_template_compile(struct chat_template **out, struct str text, const cha
         goto out;
     }
     memcpy(t->name, name, name_len);
+    t->bytes = (int64_t)text.len;
     struct jinja_source source = {&t->heap, t->name, err};
     if (hash_text(text, t->sha256, err) < 0 || jinja_parse(&source, text, &t->program) < 0)
         goto out;
@@ -98,6 +103,25 @@ void chat_template_close(struct chat_template *t)
 const char *chat_template_sha256(const struct chat_template *t)
 {
     return t->sha256;
+}
+
+const char *chat_template_name(const struct chat_template *t)
+{
+    return t->name;
+}
+
+int64_t chat_template_bytes(const struct chat_template *t)
+{
+    return t->bytes;
+}
+
+const char *chat_template_missing_token(const struct chat_template *t, const struct tokenizer *tok)
+{
+    for (size_t i = 0; i < TR_COUNT(special_tokens); i++)
+        if (jinja_name_id(&t->program, str_of(special_tokens[i])) >= 0 &&
+            !tokenizer_named_token(tok, special_tokens[i]).ptr)
+            return special_tokens[i];
+    return NULL;
 }
 
 /* ---- finding ---- */
@@ -305,8 +329,6 @@ static int set_json(struct jinja_exec *ex, const char *name, const json_t *json,
 
 static int set_variables(struct jinja_exec *ex, const struct chat_template_input *in)
 {
-    static const char *const specials[] = {"bos_token", "eos_token", "unk_token", "sep_token",
-                                           "pad_token", "cls_token", "mask_token"};
     json_t *kwargs = (json_t *)(uintptr_t)in->kwargs;
     for (int id = 0; id < ex->program->n_names; id++) {
         int function = jinja_function_find(ex->program->names[id]);
@@ -316,10 +338,10 @@ static int set_variables(struct jinja_exec *ex, const struct chat_template_input
             (struct jinja_value){.type = JINJA_FUNCTION, .which = (uint8_t)function};
         ex->run.globals_set[id] = true;
     }
-    for (size_t i = 0; in->tokenizer && i < TR_COUNT(specials); i++) {
-        struct str token = tokenizer_named_token(in->tokenizer, specials[i]);
+    for (size_t i = 0; in->tokenizer && i < TR_COUNT(special_tokens); i++) {
+        struct str token = tokenizer_named_token(in->tokenizer, special_tokens[i]);
         if (token.ptr)
-            set_global(ex, specials[i], text_value(token, false));
+            set_global(ex, special_tokens[i], text_value(token, false));
     }
     set_global(ex, "add_generation_prompt", jinja_bool(in->add_generation_prompt));
     set_global(ex, "documents", jinja_none());

@@ -34,6 +34,15 @@ void chat_template_close(struct chat_template *t); /* NULL is legal */
 /* sha256 of the template text, hex, for the config revision. Borrowed until close. */
 const char *chat_template_sha256(const struct chat_template *t);
 
+/* File that it stands in, "DIR/tokenizer_config.json: chat_template" where it is a field of one.
+ * Borrowed until close. */
+const char *chat_template_name(const struct chat_template *t);
+int64_t chat_template_bytes(const struct chat_template *t); /* of its text */
+
+/* The first of bos_token, eos_token, ... that the template names and the tokenizer lacks: it is
+ * undefined there and renders as nothing, as in Hugging Face. NULL: none. A literal. */
+const char *chat_template_missing_token(const struct chat_template *t, const struct tokenizer *tok);
+
 struct chat_template_input {
     const json_t *messages; /* array of objects, as in the request */
     const json_t *tools;    /* array, or NULL: undefined stays None as in Hugging Face */

@@ -98,6 +98,11 @@ static void check_template(struct doctor *d, const struct tokenizer *t, const ch
     if (chat_template_render(template, &in, &out, &err) < 0)
         doctor_report(d, VERDICT_FAULT, "template", "give a template with --chat-template FILE",
                       "one user message: %s", err.msg);
+    else if (t && chat_template_missing_token(template, t))
+        doctor_report(d, VERDICT_WARN, "template",
+                      "add it to tokenizer_config.json, as the model's folder has it",
+                      "%s names %s, which the tokenizer lacks: it renders as nothing",
+                      chat_template_name(template), chat_template_missing_token(template, t));
     else
         doctor_report(d, VERDICT_OK, "template", NULL, "understood, sha256 %.12s...",
                       chat_template_sha256(template));

@@ -4,6 +4,7 @@
 #include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "engine/backend_cuda.h"
@@ -117,9 +118,10 @@ int model_opts_from_config(struct model_opts *out, const struct config *config, 
 {
     int rc = engine_opts_from_config(out, config, err);
     if (rc == E_OK && !out->dir && out->engine.kind != ENGINE_SIM)
-        return err_set(err, E_USAGE,
-                       "--model: want a model folder, found none (only --engine=sim "
-                       "runs without one)");
+        return err_set(err, E_USAGE, "--model: want a model folder, found none%s",
+                       (config->command->id & (COMMAND_RUN | COMMAND_WORKER | COMMAND_DOCTOR))
+                           ? " (only --engine=sim runs without one)"
+                           : "");
     return rc;
 }
 
@@ -215,25 +217,41 @@ static int check_vocab(const struct loaded_model *m, struct err *err)
                    (long long)rows, ids - 1);
 }
 
+static int open_template(struct loaded_model *m, const char *dir, const char *override_path,
+                         struct err *err)
+{
+    int64_t start = clock_mono_ns(clock_system());
+    int rc = chat_template_open(&m->chat_template, dir, override_path, err);
+    if (rc != E_OK || !m->chat_template)
+        return rc;
+    const char *name = chat_template_name(m->chat_template);
+    const char *missing = chat_template_missing_token(m->chat_template, m->tokenizer);
+    LOG(LOG_INFO, "chat_template_loaded", LOG_S("path", name),
+        LOG_I("bytes", chat_template_bytes(m->chat_template)),
+        LOG_S("sha256", chat_template_sha256(m->chat_template)),
+        LOG_F("seconds", seconds_since(start)));
+    if (missing)
+        LOG(LOG_WARN, "chat_template_token_absent", LOG_S("path", name), LOG_S("token", missing),
+            LOG_S("effect", "it renders as nothing; tokenizer_config.json names none"));
+    return rc;
+}
+
 static int open_text_parts(struct loaded_model *m, const char *dir, const char *template_path,
                            struct err *err)
 {
+    char path[PATH_MAX];
+    struct stat st = {0};
     int64_t start = clock_mono_ns(clock_system());
     int rc = tokenizer_open(&m->tokenizer, dir, err);
     if (rc != E_OK)
         return rc;
-    LOG(LOG_INFO, "tokenizer_loaded", LOG_S("path", dir),
+    snprintf(path, sizeof path, "%s/tokenizer.json", dir);
+    if (stat(path, &st) != 0)
+        st.st_size = 0; /* gone since it was read */
+    LOG(LOG_INFO, "tokenizer_loaded", LOG_S("path", path), LOG_I("bytes", st.st_size),
         LOG_I("ids", tokenizer_vocab_size(m->tokenizer)), LOG_F("seconds", seconds_since(start)));
     rc = check_vocab(m, err);
-    if (rc != E_OK)
-        return rc;
-    start = clock_mono_ns(clock_system());
-    rc = chat_template_open(&m->chat_template, dir, template_path, err);
-    if (rc == E_OK && m->chat_template)
-        LOG(LOG_INFO, "chat_template_loaded", LOG_S("path", template_path ? template_path : dir),
-            LOG_S("sha256", chat_template_sha256(m->chat_template)),
-            LOG_F("seconds", seconds_since(start)));
-    return rc;
+    return rc == E_OK ? open_template(m, dir, template_path, err) : rc;
 }
 
 static bool has_tokenizer(const char *dir)

@@ -257,6 +257,26 @@ def test_doctor_names_what_is_broken(tranche, model_copy, harm, check, words):
         assert word in faults[check]["text"]
 
 
+def test_a_template_s_token_that_the_tokenizer_lacks(tranche, model_copy, tmp_path):
+    template = model_copy / "chat_template.jinja"
+    template.write_text("{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    (tmp_path / "jobs.jsonl").write_text('{"id": "a", "prompt": "x", "max_tokens": 1}\n')
+    run = ("run", "--model", model_copy, "--progress", "off", "--db")
+    _, found = doctor(tranche, model_copy)
+    assert [c["verdict"] for c in found["checks"] if c["check"] == "template"] == ["ok"]
+    assert b"chat_template_token_absent" not in tranche(*run, "a.db", "jobs.jsonl").stderr
+
+    (model_copy / "tokenizer_config.json").unlink()
+    _, found = doctor(tranche, model_copy)
+    check, = [c for c in found["checks"] if c["check"] == "template"]
+    assert check["verdict"] == "warn" and "bos_token" in check["text"]
+    assert "tokenizer_config.json" in check["mend"]
+    process = tranche(*run, "b.db", "jobs.jsonl")
+    assert process.returncode == 0, process.stderr.decode()
+    line, = [l for l in process.stderr.decode().splitlines() if "chat_template_token_absent" in l]
+    assert "level=warn" in line and "token=bos_token" in line and str(template) in line
+
+
 def test_doctor_without_a_folder(tranche, tmp_path):
     faults, _ = doctor(tranche, "nowhere")
     assert "nowhere" in faults["folder"]["text"]
