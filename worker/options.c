@@ -40,8 +40,8 @@ const struct command_info command_table[] = {
      "\"messages\",\n"
      "...}. \"-\" reads standard input (then --batch names the batch). Run it again after a stop:\n"
      "only what is missing is done.\n"
-     "Exit: 0 done, 3 --strict and rows failed, 64 options, 65 model or input, 69 database,\n"
-     "70 engine, 130 Ctrl-C with work left, 143 SIGTERM with work left.",
+     "Exit: 0 done, 3 --strict and rows failed, 64 options or no such file, 65 model or schema,\n"
+     "69 database, 70 engine, 130 Ctrl-C with work left, 143 SIGTERM with work left.",
      1},
     {COMMAND_WORKER, "worker", "", "run the prompts of a queue through a model, rows to a database",
      "Takes jobs from --source until it is stopped, or until --idle-exit finds nothing left. A\n"
@@ -236,7 +236,8 @@ const struct option option_table[] = {
      "say what would be done, and do nothing"},
 
     {"default-max-tokens", WORK, OPTION_INT, "2048", 1, 1 << 24, NULL, "TOKENS", "Jobs",
-     "max_tokens of chat jobs that name none"},
+     "max_tokens of chat jobs that name none; max_new_tokens of generation_config.json comes "
+     "first"},
     {"plain-content", WORK, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Jobs",
      "encode message contents as plain text, so that no special token in them is obeyed; the "
      "default gives Hugging Face's ids"},
@@ -254,6 +255,13 @@ const struct option option_table[] = {
      "after Ctrl-C or SIGTERM, be gone by then: three quarters for what runs to finish, then the "
      "rest is "
      "parked"},
+    {"strict", RUN, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Jobs",
+     "exit 3 when a row failed or was invalid"},
+    {"http", WORK, OPTION_TEXT, NULL, 0, 0, NULL, "HOST:PORT", "Jobs",
+     "answer /healthz, /readyz, /metrics and a status page there; default: nowhere"},
+    {"progress", WORK, OPTION_CHOICE, "auto", 0, 0, "auto|live|plain|off", "KIND", "Jobs",
+     "auto: a live line on a terminal, else plain lines"},
+
     {"supervise", WORK, OPTION_FLAG, "true", 0, 0, NULL, NULL, "Crashes",
      "a small parent process starts the worker again when it dies, and records why"},
     {"watchdog", WORK, OPTION_DURATION, "5m", 0, 86400, NULL, "TIME", "Crashes",
@@ -266,12 +274,6 @@ const struct option option_table[] = {
     {"breaker", WORKER, OPTION_REAL, "0.2", 0.01, 1, NULL, "SHARE", "Crashes",
      "intake stops when more than this share of the last 200 jobs failed in the engine, and one is "
      "tried at a time; 1: never"},
-    {"strict", RUN, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Jobs",
-     "exit 3 when a row failed or was invalid"},
-    {"http", WORK, OPTION_TEXT, NULL, 0, 0, NULL, "HOST:PORT", "Jobs",
-     "answer /healthz, /readyz, /metrics and a status page there; default: nowhere"},
-    {"progress", WORK, OPTION_CHOICE, "auto", 0, 0, "auto|live|plain|off", "KIND", "Jobs",
-     "auto: a live line on a terminal, else plain lines"},
 
     {"sim-step", WORK, OPTION_DURATION, "0s", 0, 60, NULL, "TIME", "Simulated engine",
      "time that a step takes"},

@@ -34,6 +34,10 @@ def test_overview(tranche, args):
 def test_each_command_explains_itself(tranche, command):
     by_flag, by_help = tranche(command, "--help"), tranche("help", command)
     assert by_flag.returncode == by_help.returncode == 0
+    lines = by_flag.stdout.decode().split("\n")
+    groups = [line for above, line, below in zip(lines, lines[1:], lines[2:])
+              if not above and line and below.startswith("  --")]
+    assert len(groups) == len(set(groups)) and (groups or command in ("help", "version")), groups
     assert by_flag.stdout and max(map(len, by_flag.stdout.decode().split("\n"))) <= 100
     if command != "help":
         assert by_flag.stdout == by_help.stdout
