@@ -261,6 +261,26 @@ def test_doctor_names_what_is_broken(tranche, model_copy, harm, check, words):
         assert word in faults[check]["text"]
 
 
+def test_what_was_chosen_is_logged(tranche, tiny_model, tmp_path):
+    (tmp_path / "jobs.jsonl").write_text('{"id": "a", "prompt": "x", "max_tokens": 1}\n')
+    process = tranche("run", "--model", tiny_model, "--log-format", "json", "--progress", "off",
+                      "--threads", "1", "--isa", "scalar", "--slots", "3", "jobs.jsonl")
+    assert process.returncode == 0, process.stderr.decode()
+    lines = [json.loads(l) for l in process.stderr.splitlines()]
+    by_event = {l["event"]: l for l in lines}
+    opened = by_event["engine_opened"]
+    assert (opened["device"], opened["isa"], opened["threads"], opened["slots"]) == (
+        "cpu", "scalar", 1, 3)
+    config = json.loads((tiny_model / "config.json").read_text())
+    assert opened["max_model_len"] == config["max_position_embeddings"]
+    assert opened["step_tokens"] >= 3 and opened["kv_bytes"] > 0
+    assert opened["kv_bytes"] == [l["bytes"] for l in lines if l.get("what") == "kv pages"][0]
+    for event, name in (("tokenizer_loaded", "tokenizer.json"),
+                        ("chat_template_loaded", "chat_template.jinja")):
+        assert by_event[event]["path"] == str(tiny_model / name)
+        assert by_event[event]["bytes"] == (tiny_model / name).stat().st_size
+
+
 def test_a_template_s_token_that_the_tokenizer_lacks(tranche, model_copy, tmp_path):
     template = model_copy / "chat_template.jinja"
     template.write_text("{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}")
