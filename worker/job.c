@@ -169,6 +169,32 @@ static void take_deadline(struct job *job, const json_t *value)
                  "deadline: want seconds since 1970 or a time like 2026-01-31T12:00:00Z");
 }
 
+/* What stands beside the message counts where the message itself names none. */
+static void take_headers(struct job *job)
+{
+    json_t *value = NULL;
+    if (!job->custom_id.ptr && job->header_id.ptr) {
+        value = json_stringn(job->header_id.ptr, job->header_id.len);
+        if (!value)
+            job_fail(job, "bad_value", "tranche-job-id: want UTF-8");
+        take_id(job, "tranche-job-id", value, &job->custom_id);
+        json_decref(value);
+    }
+    if (!job->deadline_ns && job->header_deadline.ptr) {
+        char *end = NULL, text[40] = "";
+        struct str given = job->header_deadline;
+        if (given.len < sizeof text)
+            memcpy(text, given.ptr, given.len);
+        double seconds = strtod(text, &end);
+        bool number = *text && *end == '\0' && seconds > 0 && seconds < 1e18;
+        value = number ? json_real(seconds) : json_stringn(text, strlen(text));
+        if (!value)
+            job_fail(job, "bad_value", "tranche-deadline: want UTF-8");
+        take_deadline(job, value);
+        json_decref(value);
+    }
+}
+
 static void take_priority(struct job *job, const json_t *value)
 {
     if (!value || json_is_null(value))
@@ -291,7 +317,7 @@ static void take_envelope(struct job *job, struct text *scratch)
                 json_object_get(doc, "url");
     const char *id = line ? "custom_id" : "id";
     const json_t *given = json_object_get(doc, id);
-    if (!take_id(job, id, given, &job->custom_id) && line)
+    if (!take_id(job, id, given, &job->custom_id) && line && !job->header_id.ptr)
         job_fail(job, "missing_field", "custom_id: want a string, got %s", json_type_name(given));
     take_id(job, "batch_id", json_object_get(doc, "batch_id"), &job->batch_id);
     take_id(job, "run", json_object_get(doc, "run"), &job->run);
@@ -325,6 +351,7 @@ void job_parse(struct job *job, const struct job_defaults *defaults, struct text
         job_fail(job, "bad_json", "message: want an object, got %s", json_type_name(job->doc));
     if (json_is_object(job->doc))
         take_envelope(job, scratch);
+    take_headers(job);
     take_request(job, scratch);
     if (!job->custom_id.ptr)
         job->custom_id = job->origin;

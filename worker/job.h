@@ -73,8 +73,10 @@ struct job {
     size_t message_full;    /* bytes that it had; more than message.len: cut, and invalid */
     struct str origin;      /* "jobs:17", "topic/3/1042" */
     struct str message_key; /* Kafka's; ptr NULL: none */
-    struct str place;       /* the same as members of a JSON object: "line":17 */
-    bool tombstone;         /* no job: it takes back those of its partition with its message_key */
+    struct str header_id,
+        header_deadline; /* beside the message, for one that names none; or NULL */
+    struct str place;    /* the same as members of a JSON object: "line":17 */
+    bool tombstone;      /* no job: it takes back those of its partition with its message_key */
     int32_t partition;
     int64_t sequence;  /* 0, 1, 2, ... in each partition, in the source's order */
     int64_t position;  /* the source's position right behind this message */

@@ -98,6 +98,21 @@ void kafka_pause(struct source_kafka *k, int32_t partition, bool pause);
 
 /* ---- kafka_message.c ---- */
 
+enum { KAFKA_HEADERS_MAX = 64 };
+struct kafka_header {
+    struct str name, value; /* value.ptr NULL: null */
+};
+/* A message in pieces that are borrowed; ptr NULL: null. */
+struct kafka_record {
+    int32_t partition;
+    int64_t offset, ms; /* wall clock; 0: not known */
+    struct str key, value;
+    struct kafka_header headers[KAFKA_HEADERS_MAX];
+    size_t n_headers, n_all; /* n_all: that the message had */
+};
+/* Pure but for the clock, which counts where ms is not known; fuzzed. NULL: no memory. */
+struct job *kafka_record_job(const char *topic, const struct kafka_record *r,
+                             const struct clock *clock);
 /* The caller sets sequence. NULL: no memory. */
 struct job *kafka_job(const char *topic, const rd_kafka_message_t *message,
                       const struct clock *clock);

@@ -175,6 +175,41 @@ def test_init_again(call, broker):
     assert [p.offset for p in places] == [0, 0]
 
 
+def test_odd_messages(call, broker, tmp_path):
+    """Headers that say what the message does not, too many of them, no value, no text: a row each."""
+    url = f"kafka://{broker.address}/odd"
+    assert call("init", "--source", url, "--partitions", 1).returncode == 0
+    plain = json.dumps({"prompt": "hello", "max_tokens": 4})
+    many = [("n", b"v")] * 100
+    messages = [(plain, [("tranche-job-id", b"by-header"), ("traceparent", b"00-ab-cd-01")]),
+                (jobs(1)[0], [("tranche-job-id", b"other")]),
+                (plain, [("tranche-job-id", b"late"), ("tranche-deadline", b"2020-01-01T00:00:00Z")]),
+                (plain, [("tranche-job-id", b"late-s"), ("tranche-deadline", b"1600000000")]),
+                (plain, [("tranche-job-id", b"when"), ("tranche-deadline", b"soon")]),
+                (plain, [("tranche-job-id", b"\xff\xfe")]),
+                (plain, [("tranche-job-id", b"many")] + many),
+                (plain, [("tranche-job-id", b"long"), ("x", b"y" * 9000), ("z", b"")]),
+                ("\xff", [("tranche-job-id", b"no-json")]), (None, None), ("", None)]
+    producer = Producer({"bootstrap.servers": broker.address})
+    for value, headers in messages:
+        producer.produce("odd", value if value is None else value.encode("latin-1"), headers=headers)
+    assert producer.flush(30) == 0
+    done = work(call, url, "", tmp_path)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    db = sqlite3.connect(tmp_path / "rows.db")
+    rows = db.execute("SELECT custom_id, status, source FROM results ORDER BY "
+                      "json_extract(source, '$.offset')").fetchall()
+    db.close()
+    assert [(i, s) for i, s, _ in rows] == [
+        ("by-header", "ok"), ("job-0", "ok"), ("late", "expired"), ("late-s", "expired"),
+        ("when", "invalid"), ("odd/0/5", "invalid"), ("many", "ok"), ("long", "ok"),
+        ("no-json", "invalid"), ("odd/0/9", "invalid"), ("odd/0/10", "invalid")]
+    sources = [json.loads(source) for _, _, source in rows]
+    assert sources[0]["headers"][1] == ["traceparent", "00-ab-cd-01"]
+    assert len(sources[6]["headers"]) == 64 and sources[6]["headers_left_out"] == 37
+    assert len(sources[7]["headers"]) == 1 and sources[7]["headers_left_out"] == 2
+
+
 def test_transactions_of_another_producer(call, broker, tmp_path):
     """Committed messages have rows, aborted ones none, and the group's position ends behind the
     markers: a lag that stays at 1 would keep a pod alive for ever."""
