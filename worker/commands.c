@@ -57,6 +57,7 @@ static int run_options(struct run_opts *o, const struct config *config, struct e
     o->spool_bytes = config_int(config, "spool-bytes");
     o->flush_ns = config_int(config, "flush-interval");
     o->grace_ns = config_int(config, "grace");
+    o->self_test = config_text(config, "http") != NULL;
     o->progress = modes[config_choice(config, "progress")];
     return model_opts_from_config(&o->model, config, err);
 }

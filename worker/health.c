@@ -12,6 +12,7 @@ static const char *const wants[HEALTH_WANTS] = {
     [HEALTH_SINK] = "database: did not answer the last call",
     [HEALTH_BREAKER] = "breaker: open",
     [HEALTH_ENGINE] = "engine: lost",
+    [HEALTH_PROOF] = "engine: its first tokens are not there yet",
     [HEALTH_STOPPING] = "worker: stopping",
 };
 static atomic_bool held[HEALTH_WANTS];

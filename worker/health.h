@@ -17,6 +17,7 @@ enum health_want {
     HEALTH_SINK,     /* the database did not answer the last call */
     HEALTH_BREAKER,  /* is open */
     HEALTH_ENGINE,   /* was lost */
+    HEALTH_PROOF,    /* no engine has ended anything well in this process yet */
     HEALTH_STOPPING, /* drains, or has ended */
     HEALTH_WANTS
 };

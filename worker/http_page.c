@@ -137,7 +137,7 @@ void page_render(struct text *out, const struct page_rates *r, int64_t now_ns, i
                 "</style></head><body>\n<h1>tranche worker</h1>\n");
     put_state(out, now_ns);
     double up = (double)(wall_ns - metric_get(METRIC_START_TIME, 0)) / 1e9;
-    text_f(out, "<p>This process runs for %.0f s; its counts begin with it.</p>\n", up);
+    text_f(out, "<p>This process has run for %.0f s; its counts begin with it.</p>\n", up);
     put_work(out, r);
     text_f(out, "<h2>Last warnings and errors</h2>\n<pre>");
     size_t before = out->len;

@@ -387,6 +387,7 @@ static int run_session(struct session *s, struct err *err)
                             .flush_ns = o->flush_ns,
                             .grace_ns = o->grace_ns,
                             .breaker = o->breaker,
+                            .self_test = o->self_test,
                             .stop_signal = stop_count(),
                             .progress = shown ? &meter : NULL,
                             .self = s->self};

@@ -43,6 +43,7 @@ struct run_opts {
     bool strict;        /* exit 3 when a row is not `ok` */
     int32_t show;       /* > 0: that many first rows, the counts, the next commands */
     enum progress_mode progress;
+    bool self_test;          /* worker_opts' */
     struct supervised *self; /* what a parent shares with this process; NULL: nobody watches */
     enum child_task task;
 };

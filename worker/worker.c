@@ -339,6 +339,7 @@ void worker_loop(struct worker *w)
         worker_metrics_step(w);
         if (w->stop)
             continue;
+        worker_canary_first(w);
         send_lookups(w);
         send_counts(w);
         worker_cancel_step(w);

@@ -1,6 +1,7 @@
 /* worker_canary: a few tokens that no job asked for, to tell a broken engine from a bad job.
  * Suspects run only in a process whose engine has ended something well: where it always dies, for a
  * driver's or a card's fault, the canary dies first, with nothing counted, and nobody is convicted.
+ * Where probes ask (self_test) one goes first of all, so that a worker is ready once a token came.
  * And where all that a breaker holds has failed, the canary says whether the model is to blame. */
 #include "engine/log.h"
 #include "worker/worker_impl.h"
@@ -43,6 +44,12 @@ bool worker_canary_send(struct worker *w)
     w->output_bytes += (int64_t)w->canary->output_bytes;
     ready_queue_push(w->ready, &w->canary, 1);
     return true;
+}
+
+void worker_canary_first(struct worker *w)
+{
+    if (w->opts.self_test && !w->proven && !w->draining)
+        (void)worker_canary_send(w);
 }
 
 bool worker_canary_gone(struct worker *w, struct job *job)

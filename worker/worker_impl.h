@@ -187,6 +187,7 @@ void worker_breaker_drain(struct worker *w); /* what it holds goes the way of th
 
 /* worker_canary.c. False: none was sent, or one is out. */
 bool worker_canary_send(struct worker *w);
+void worker_canary_first(struct worker *w); /* self_test: until something has ended well */
 bool worker_canary_gone(struct worker *w, struct job *job); /* true: it was that, and is closed */
 
 /* worker_partitions.c: partitions that come and go. */

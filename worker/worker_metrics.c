@@ -97,6 +97,7 @@ void worker_metrics_step(struct worker *w)
     health_set(HEALTH_SINK, w->sink_state != SINK_WELL);
     health_set(HEALTH_BREAKER, w->breaker.state != BREAKER_CLOSED);
     health_set(HEALTH_ENGINE, w->engine_failed);
+    health_set(HEALTH_PROOF, w->opts.self_test && !w->proven);
     health_set(HEALTH_STOPPING, w->draining || w->stop);
     health_set(HEALTH_START, false);
 }

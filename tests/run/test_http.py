@@ -322,6 +322,30 @@ def test_ready_no_more_once_it_drains(start):
     worker.end()
 
 
+def test_ready_behind_the_first_tokens(start):
+    worker = start("--sim-step", "1s", "--batch", "b", "-", stdin=subprocess.PIPE)
+    wait_until(lambda: worker.ask("/readyz")[:2] ==
+               (503, "engine: its first tokens are not there yet\n"), 60)
+    assert worker.ask("/healthz")[0] == 200
+    wait_until(worker.ready, 60)
+    samples = worker.metrics()  # nobody's job: four tokens at most, and no row
+    assert 1 <= samples["tranche_engine_sampled_tokens_total", ""] <= 4
+    assert not family(samples, "tranche_rows_total", "status")
+    worker.process.stdin.close()
+    assert worker.process.wait(60) == 0
+
+
+def test_alive_no_more_where_an_engine_hangs(start):
+    """Without the parent, which would kill it for the same reason."""
+    worker = start("--sim-step", "1s", "--supervise=false", "--watchdog", "400ms", "--batch", "b", "-",
+                   stdin=subprocess.PIPE)
+    wait_until(lambda: worker.ask("/healthz")[0] == 503, 60, 0.05)
+    seen = set()
+    wait_until(lambda: seen.add(worker.ask("/healthz")[1]) or
+               any(re.match(r"engine loop: stood still for \d+\.\d s, want at most 0\.4 s", s) for s in seen),
+               60, 0.05)
+
+
 @pytest.mark.parametrize("address", ["9464", "localhost", ":9464", "127.0.0.1:", "127.0.0.1:http",
                                      "127.0.0.1:99999", "::1:9464", "256.0.0.1:9464", "[::1:9464"])
 def test_addresses_that_are_none(tranche, address):
