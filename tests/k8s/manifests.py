@@ -12,6 +12,10 @@ CACHE = subprocess.run([f"{ROOT}/tools/k8s_schemas.sh"], stdout=subprocess.PIPE,
 WORLDS = {
     "keda kafka": ["jobs/init", "keda/overlays/kafka"],
     "keda redis": ["jobs/init", "keda/overlays/redis"],
+    "keda warm pool": ["jobs/init", "jobs/drain", "keda/overlays/warm-pool"],
+    "keda kueue": ["jobs/init", "keda/overlays/kueue"],
+    "keda runtime class": ["jobs/init", "keda/overlays/nvidia-runtimeclass"],
+    "keda nfs": ["jobs/init", "keda/overlays/nfs-model-cache"],
     "jobs kafka": ["common/kafka", "jobs/init", "jobs/drain", "jobs/backfill", "jobs/cron"],
     "jobs redis": ["common/redis", "jobs/init", "jobs/drain", "jobs/cron"],
 }
@@ -40,7 +44,11 @@ def folders():
 
 
 def render(folder):
-    done = subprocess.run([f"{CACHE}/kubectl", "kustomize", f"{ROOT}/k8s/{folder}"],
+    return render_folder(f"{ROOT}/k8s/{folder}")
+
+
+def render_folder(folder):
+    done = subprocess.run([f"{CACHE}/kubectl", "kustomize", str(folder)],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == 0, f"{folder}: {done.stderr.decode()}"
     return load_all(done.stdout.decode())

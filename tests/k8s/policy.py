@@ -185,11 +185,13 @@ def workers_leave(objects):
 
 @rule
 def workers_are_alike(objects):
-    """One pod, written where kustomize cannot share it: all but args must be equal."""
+    """One pod, written where kustomize cannot share it: all must be equal but args and what makes
+    a Deployment's pod."""
     seen = {}
     for name, template, c in workers(objects):
-        bare = json.dumps([template["spec"] | {"containers": [c | {"args": None}]}, template["metadata"]],
-                          sort_keys=True)
+        labels = {k: v for k, v in template["metadata"]["labels"].items() if k != "tranche.pool"}
+        bare = json.dumps([template["spec"] | {"containers": [c | {"args": None}], "restartPolicy": None},
+                           template["metadata"] | {"labels": labels}], sort_keys=True)
         seen.setdefault(bare, name)
     if len(seen) > 1:
         yield f"worker pods differ: {', '.join(seen.values())}"
@@ -273,6 +275,85 @@ def scaled_job_kills_nothing(objects):
                     yield f"{label(o)}: no {key}"
             if spec.get("pollingInterval", 30) < 15:
                 yield f"{label(o)}: pollingInterval below 15 s can start too many Jobs"
+
+
+@rule
+def warm_pool_kills_nothing(objects):
+    for o in objects:
+        if o["kind"] != "ScaledObject":
+            continue
+        spec, advanced = o["spec"], o["spec"].get("advanced", {})
+        behavior = advanced.get("horizontalPodAutoscalerConfig", {}).get("behavior", {})
+        if behavior.get("scaleDown", {}).get("selectPolicy") != "Disabled":
+            yield f"{label(o)}: scaleDown is not Disabled: the HPA would stop busy workers"
+        # Null lastActiveTime skips the cooldown, hence the initial one.
+        for key in ("cooldownPeriod", "initialCooldownPeriod"):
+            if spec.get(key, 0) < 300:
+                yield f"{label(o)}: {key} {spec.get(key)} s, want at least 300"
+        if "maxReplicaCount" not in spec or len(f"keda-hpa-{o['metadata']['name']}") > 63:
+            yield f"{label(o)}: no maxReplicaCount, or a name too long for its HPA"
+        names = {t.get("name") for t in spec["triggers"]}
+        modifiers = advanced.get("scalingModifiers", {})
+        words = set(re.findall(r"[a-z]\w*", modifiers.get("formula", "")))
+        if len(spec["triggers"]) > 1 and (words != names or "/" in modifiers.get("formula", "")
+                                          or not re.fullmatch(r"[1-9]\d*", modifiers.get("target", ""))):
+            yield f"{label(o)}: scalingModifiers {modifiers} do not add the triggers {sorted(map(str, names))}"
+        target = [d for d in objects if d["kind"] == "Deployment"
+                  and d["metadata"]["name"] == spec["scaleTargetRef"]["name"]]
+        if len(target) != 1 or "replicas" in target[0]["spec"]:
+            yield f"{label(o)}: its Deployment is not there, or has replicas of its own"
+
+
+@rule
+def deployment_stays(objects):
+    for o in objects:
+        if o["kind"] == "Deployment":
+            template = o["spec"]["template"]
+            if "--idle-exit=0s" not in template["spec"]["containers"][0]["args"]:
+                yield f"{label(o)}: with idle-exit its workers would leave and be started again for ever"
+            if o["spec"].get("strategy", {}).get("rollingUpdate", {}).get("maxSurge") != 0:
+                yield f"{label(o)}: a surge needs GPUs that nobody has"
+            budgets = [b["spec"] for b in objects if b["kind"] == "PodDisruptionBudget"]
+            if not any(b.get("maxUnavailable") == 1 and
+                       b["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+                       for b in budgets):
+                yield f"{label(o)}: no PodDisruptionBudget with maxUnavailable 1"
+
+
+@rule
+def jobs_have_no_disruption_budget(objects):
+    for b in objects:
+        if b["kind"] == "PodDisruptionBudget":
+            for name, template in templates(o for o in objects if o["kind"] != "Deployment"):
+                if b["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items():
+                    yield f"{label(b)}: selects the pods of {name}; a budget keeps a drained node's Job from moving"
+
+
+@rule
+def claims_fit_their_volumes(objects):
+    volumes = {o["metadata"]["name"]: o for o in objects if o["kind"] == "PersistentVolume"}
+    for o in objects:
+        if o["kind"] == "PersistentVolumeClaim":
+            volume = volumes.get(o["spec"].get("volumeName"), {"spec": {}, "metadata": {}})["spec"]
+            claim = {"namespace": o["metadata"].get("namespace"), "name": o["metadata"]["name"]}
+            if volume.get("claimRef") != claim or volume.get("accessModes") != ["ReadOnlyMany"] or \
+                    o["spec"]["accessModes"] != ["ReadOnlyMany"] or o["spec"].get("storageClassName") != "" or \
+                    not volume.get("nfs", {}).get("readOnly"):
+                yield f"{label(o)}: claim and read-only volume do not fit: {volume}"
+
+
+@rule
+def kueue_sees_every_job(objects):
+    """One labelled, all labelled: a worker beside the quota would take what it counts on."""
+    key, have = "kueue.x-k8s.io/queue-name", {}
+    for o in objects:
+        if o["kind"] in ("ScaledJob", "Job", "CronJob") and workers([o]):
+            meta = o["spec"]["jobTemplate"]["metadata"] if o["kind"] == "CronJob" else o["metadata"]
+            have[label(o)] = meta.get("labels", {}).get(key)
+        if key in o["metadata"].get("labels", {}) and o["kind"] == "CronJob":
+            yield f"{label(o)}: Kueue reads the label of the jobTemplate"
+    if len(set(have.values())) > 1:
+        yield f"some Jobs are in a queue, some are not: {have}"
 
 
 @rule

@@ -1,5 +1,6 @@
 """The rules of policy.py hold for every world; each rule is broken once and says so."""
 import copy
+import os
 
 import pytest
 
@@ -13,6 +14,32 @@ GONE = object()
 @pytest.mark.parametrize("name", WORLDS)
 def test_manifests_keep_every_rule(name):
     assert policy.broken(WORLDS[name]) == {}
+
+
+def test_components_do_what_they_say():
+    scaled = find(WORLDS["keda kueue"], "ScaledJob/tranche-worker")
+    assert scaled["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "tranche"
+    pods = dict(manifests.templates(WORLDS["keda runtime class"]))
+    assert pods["ScaledJob/tranche-worker"]["spec"]["runtimeClassName"] == "nvidia"
+    assert "runtimeClassName" not in pods["Job/tranche-init"]["spec"]
+    assert not any(o["kind"] == "ScaledJob" for o in WORLDS["keda warm pool"])
+
+
+def test_components_fit_jobs(tmp_path):
+    """The overlay of docs/kubernetes.md, with the cron Job beside the drain."""
+    page = open(f"{manifests.ROOT}/docs/kubernetes.md").read()
+    text = page.split("```yaml\n")[1].split("```")[0]
+    below = os.path.relpath(f"{manifests.ROOT}/k8s", tmp_path)
+    text = text.replace("../k8s", below).replace("[" + below + "/jobs/drain",
+                                                 f"[{below}/jobs/cron, {below}/jobs/drain")
+    (tmp_path / "kustomization.yaml").write_text(text)
+    objects = manifests.render_folder(tmp_path)
+    for who, template in manifests.templates(objects):
+        assert template["spec"]["runtimeClassName"] == "nvidia", who
+        assert template["spec"]["containers"][0]["image"] == "images.example.org/tranche:0.1.0"
+    assert len(objects) == 2 and not policy.broken(manifests.render("common/kafka") + objects)
+    job = find(objects, "Job/tranche-drain")
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "tranche"
 
 
 def find(objects, which):
@@ -48,6 +75,7 @@ POD = "spec.template.spec."
 BOX = POD + "containers.0."
 KEDA_POD = "spec.jobTargetRef.template.spec."
 JK, JR, KK, KR = "jobs kafka", "jobs redis", "keda kafka", "keda redis"
+WARM, OBJECT, DEPLOYMENT = "keda warm pool", "ScaledObject/tranche-worker", "Deployment/tranche-worker"
 TRIGGER = "spec.triggers.0.metadata."
 
 # (rule, world, object, field, value): the rule must have something to say of each.
@@ -108,6 +136,29 @@ FIXTURES = [
     ("scaled_job_kills_nothing", KK, SCALED, "spec.maxReplicaCount", GONE),
     ("scaled_job_kills_nothing", KK, SCALED, "spec.failedJobsHistoryLimit", GONE),
     ("scaled_job_kills_nothing", KK, SCALED, "spec.pollingInterval", 5),
+    ("warm_pool_kills_nothing", WARM, OBJECT, "spec.advanced.horizontalPodAutoscalerConfig", GONE),
+    ("warm_pool_kills_nothing", WARM, OBJECT, "spec.initialCooldownPeriod", GONE),
+    ("warm_pool_kills_nothing", WARM, OBJECT, "spec.cooldownPeriod", 30),
+    ("warm_pool_kills_nothing", WARM, OBJECT, "spec.maxReplicaCount", GONE),
+    ("warm_pool_kills_nothing", WARM, OBJECT, "spec.advanced.scalingModifiers.formula", "queued"),
+    ("warm_pool_kills_nothing", WARM, OBJECT, "spec.advanced.scalingModifiers.target", "32.5"),
+    ("warm_pool_kills_nothing", WARM, OBJECT, "spec.triggers.0.name", GONE),
+    ("warm_pool_kills_nothing", WARM, DEPLOYMENT, "spec.replicas", 1),
+    ("warm_pool_kills_nothing", WARM, OBJECT, "spec.scaleTargetRef.name", "other"),
+    ("trigger_is_safe", WARM, OBJECT, "spec.fallback", {"failureThreshold": 3, "replicas": 1}),
+    ("redis_trigger_sees_our_lag", WARM, OBJECT, "spec.triggers.1.metadata.pendingEntriesCount", "5"),
+    ("deployment_stays", WARM, DEPLOYMENT, BOX + "args.2", "--idle-exit=2m"),
+    ("deployment_stays", WARM, DEPLOYMENT, "spec.strategy", GONE),
+    ("deployment_stays", WARM, "PodDisruptionBudget/tranche-worker", "spec.maxUnavailable", 2),
+    ("workers_are_alike", WARM, DEPLOYMENT, BOX + "env.0.name", "TRANCHE_RUN"),
+    ("grace_covers_a_park", WARM, DEPLOYMENT, POD + "terminationGracePeriodSeconds", 30),
+    ("jobs_have_no_disruption_budget", WARM, "PodDisruptionBudget/tranche-worker", "spec.selector.matchLabels",
+     {"app.kubernetes.io/name": "tranche"}),
+    ("claims_fit_their_volumes", "keda nfs", "PersistentVolume/tranche-models", "spec.nfs.readOnly", GONE),
+    ("claims_fit_their_volumes", "keda nfs", "PersistentVolume/tranche-models", "spec.claimRef.namespace", "default"),
+    ("claims_fit_their_volumes", "keda nfs", "PersistentVolumeClaim/tranche-models", "spec.storageClassName", GONE),
+    ("kueue_sees_every_job", JK, DRAIN, "metadata.labels.kueue~x-k8s~io/queue-name", "tranche"),
+    ("kueue_sees_every_job", JK, CRON, "metadata.labels.kueue~x-k8s~io/queue-name", "tranche"),
     ("trigger_fields_exist", KK, SCALED, "spec.triggers.0.type", "kafkas"),
     ("trigger_fields_exist", KK, SCALED, TRIGGER + "lagTreshold", "5"),
     ("trigger_fields_exist", KK, SCALED, TRIGGER + "tls", "yes"),
