@@ -1,6 +1,8 @@
 /* config: merges command line, environment and file over the table's defaults. */
 #include "worker/config.h"
 
+#include "worker/job.h"
+
 #include <errno.h>
 #include <stdlib.h>
 
@@ -29,19 +31,31 @@ static int name_distance(struct str a, const char *b)
     return row[n];
 }
 
-/* The option nearest to `name` among those of `commands`; *distance says how near. */
-static const struct option *option_nearest(struct str name, unsigned commands, int *distance)
+/* More slips than this and nothing is near: a guess would lead astray. */
+static int slips_of(size_t length)
+{
+    return length < 4 ? 1 : length < 10 ? 2 : 3;
+}
+
+/* The option nearest to `name` among those of `commands`; NULL where none is near. */
+static const struct option *option_nearest(struct str name, unsigned commands)
 {
     const struct option *best = NULL;
-    *distance = NAME_MAX_BYTES + 1;
+    int least = slips_of(name.len) + 1;
     for (size_t i = 0; i < option_count; i++) {
         int d = name_distance(name, option_table[i].name);
-        if ((option_table[i].commands & commands) && d < *distance) {
-            *distance = d;
+        if ((option_table[i].commands & commands) && d < least) {
+            least = d;
             best = &option_table[i];
         }
     }
     return best;
+}
+
+/* "--temperature" is a question of the job. */
+static const char *hint_of_field(struct str name)
+{
+    return params_is_field(name) ? "; it is a field of each job" : "";
 }
 
 static int option_find(struct str name)
@@ -54,21 +68,24 @@ static int option_find(struct str name)
 
 int config_command_find(const struct command_info **out, const char *name, struct err *err)
 {
-    size_t best = 0;
-    int distance = NAME_MAX_BYTES + 1;
+    const struct command_info *best = NULL;
+    int least = slips_of(strlen(name)) + 1;
     for (size_t i = 0; i < command_count; i++) {
         int d = name_distance(str_of(name), command_table[i].name);
         if (strcmp(name, command_table[i].name) == 0) {
             *out = &command_table[i];
             return E_OK;
         }
-        if (d < distance) {
-            best = i;
-            distance = d;
+        if (d < least) {
+            best = &command_table[i];
+            least = d;
         }
     }
+    if (!best)
+        return err_set(err, E_USAGE, "\"%.*s\" is no command; `tranche help` lists them",
+                       NAME_MAX_BYTES, name);
     return err_set(err, E_USAGE, "\"%.*s\" is no command; the nearest is \"%s\"", NAME_MAX_BYTES,
-                   name, command_table[best].name);
+                   name, best->name);
 }
 
 static int value_set(struct config *c, int index, struct str text, enum config_origin origin,
@@ -121,11 +138,11 @@ static int read_environment(struct config *c, char *const *environment, struct e
         if (strncmp(*environment, "TRANCHE_", 8) != 0 || !value)
             continue;
         struct str name = name_of_variable(*environment, buf, sizeof buf);
-        int index = option_find(name), distance;
+        int index = option_find(name);
         snprintf(where, sizeof where, "%.*s", (int)(value - *environment), *environment);
         if (index < 0) {
-            const struct option *near = option_nearest(name, ~0u, &distance);
-            if (distance <= 2 && !c->warning[0])
+            const struct option *near = option_nearest(name, ~0u);
+            if (near && !c->warning[0])
                 snprintf(c->warning, sizeof c->warning,
                          "%s in the environment is no option; did "
                          "you mean the one of --%s?",
@@ -155,7 +172,6 @@ static struct str str_trim(struct str s)
 
 static int read_line(struct config *c, struct str line, const char *where, struct err *err)
 {
-    int distance;
     line = str_trim(line);
     if (line.len == 0 || line.ptr[0] == '#')
         return E_OK;
@@ -167,10 +183,11 @@ static int read_line(struct config *c, struct str line, const char *where, struc
     struct str value =
         str_trim((struct str){equals + 1, line.len - (size_t)(equals - line.ptr) - 1});
     int index = option_find(name);
+    const struct option *near = index < 0 ? option_nearest(name, ~0u) : NULL;
     if (index < 0)
-        return err_set(err, E_USAGE, "%s: \"%.*s\" is no option; the nearest is \"%s\"", where,
-                       (int)TR_MIN(name.len, NAME_MAX_BYTES), name.ptr,
-                       option_nearest(name, ~0u, &distance)->name);
+        return err_set(err, E_USAGE, "%s: \"%.*s\" is no option%s%s%s%s", where,
+                       (int)TR_MIN(name.len, NAME_MAX_BYTES), name.ptr, hint_of_field(name),
+                       near ? "; the nearest is \"" : "", near ? near->name : "", near ? "\"" : "");
     if (strcmp(option_table[index].name, "config") == 0)
         return err_set(err, E_USAGE, "%s: a config file cannot name another one", where);
     return value_set(c, index, value, CONFIG_FILE, where, err);
@@ -221,16 +238,17 @@ out:
 
 static int flag_unknown(const struct config *c, struct str name, int index, struct err *err)
 {
-    int distance;
+    int length = (int)TR_MIN(name.len, NAME_MAX_BYTES);
     if (index >= 0)
         return err_set(err, E_USAGE, "--%s is no option of `tranche %s`; `tranche help` says whose",
                        option_table[index].name, c->command->name);
-    const struct option *near = option_nearest(name, (unsigned)c->command->id, &distance);
+    const struct option *near = option_nearest(name, (unsigned)c->command->id);
     if (!near)
-        return err_set(err, E_USAGE, "--%.*s: `tranche %s` takes no options",
-                       (int)TR_MIN(name.len, NAME_MAX_BYTES), name.ptr, c->command->name);
-    return err_set(err, E_USAGE, "--%.*s is no option of `tranche %s`; the nearest is --%s",
-                   (int)TR_MIN(name.len, NAME_MAX_BYTES), name.ptr, c->command->name, near->name);
+        return err_set(err, E_USAGE,
+                       "--%.*s is no option of `tranche %s`%s; `tranche %s --help` explains it",
+                       length, name.ptr, c->command->name, hint_of_field(name), c->command->name);
+    return err_set(err, E_USAGE, "--%.*s is no option of `tranche %s`%s; the nearest is --%s",
+                   length, name.ptr, c->command->name, hint_of_field(name), near->name);
 }
 
 /* One --flag at argv[*i]; moves *i over its value. */

@@ -287,10 +287,12 @@ static void take_body_of_short_form(struct job *job)
     job->kind = prompt && !messages ? JOB_COMPLETION : JOB_CHAT;
     if (prompt && messages)
         job_fail(job, "bad_value", "prompt and messages: want one of them, got both");
-    else if (!prompt && !messages)
-        job_fail(job, "missing_field",
-                 "want `prompt` or `messages` (or an OpenAI batch line with "
-                 "custom_id, method, url and body)");
+    if (prompt || messages)
+        return;
+    params_refuse_unknown(job); /* "prompts" says more than that "prompt" is missing */
+    job_fail(job, "missing_field",
+             "want `prompt` or `messages` (or an OpenAI batch line with "
+             "custom_id, method, url and body)");
 }
 
 /* What the hash covers, kept for the `request` column. */

@@ -158,6 +158,11 @@ struct params_context {
 /* Body -> job->params, ranges checked, unknown fields refused with the nearest name. Sets job->err
  * on bad input. The token limits that need the prompt's length are params_fit's. */
 void params_parse(struct job *job, const struct params_context *ctx);
+/* For a body of which it is not known whether it is a chat or a completion: fails job at a field
+ * that neither has. */
+void params_refuse_unknown(struct job *job);
+/* Whether a request has a field of this name; dashes may stand for underscores. */
+bool params_is_field(struct str name);
 /* Once the prompts are counted: cuts a default max_tokens to the context, refuses one that was
  * asked for and does not fit; then writes params_json and the rng key. */
 void params_fit(struct job *job, const struct params_context *ctx, struct text *scratch);

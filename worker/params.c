@@ -295,23 +295,48 @@ static const struct field fields[] = {
     {"add_generation_prompt", CHAT, read_only_value, 1, 0, 0},
 };
 
-static void unknown_field(struct job *job, const char *name)
+/* `kinds`: whose fields may be meant. */
+static void unknown_field(struct job *job, const char *name, int kinds)
 {
     const char *names[TR_COUNT(fields)];
-    int kind = job->kind == JOB_CHAT ? CHAT : TEXT;
     size_t n = 0;
     for (size_t i = 0; i < TR_COUNT(fields); i++) {
         if (strcmp(fields[i].name, name) == 0) {
             job_fail(job, "unknown_field", "%s: no field of %s", name,
-                     kind == CHAT ? "/v1/chat/completions" : "/v1/completions");
+                     kinds == CHAT ? "/v1/chat/completions" : "/v1/completions");
             return;
         }
-        if (fields[i].kinds & kind && fields[i].read != read_unsupported)
+        if (fields[i].kinds & kinds && fields[i].read != read_unsupported)
             names[n++] = fields[i].name;
     }
     const char *near = nearest_name(str_of(name), names, n);
     job_fail(job, "unknown_field", "%.60s: unknown field%s%s%s", name, near ? "; do you mean " : "",
              near ? near : "", near ? "?" : "");
+}
+
+bool params_is_field(struct str name)
+{
+    for (size_t i = 0; i < TR_COUNT(fields); i++) {
+        const char *have = fields[i].name;
+        size_t at = 0;
+        while (at < name.len && have[at] &&
+               (name.ptr[at] == have[at] || (name.ptr[at] == '-' && have[at] == '_')))
+            at++;
+        if (at == name.len && !have[at])
+            return true;
+    }
+    return false;
+}
+
+void params_refuse_unknown(struct job *job)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach(job->body, key, value)
+    {
+        if (!params_is_field(str_of(key)))
+            unknown_field(job, key, BOTH);
+    }
 }
 
 static void take_defaults(struct job *job, const struct params_context *ctx)
@@ -399,7 +424,7 @@ void params_parse(struct job *job, const struct params_context *ctx)
                !(fields[i].kinds & kind && strcmp(key, fields[i].name) == 0))
             i++;
         if (i == TR_COUNT(fields) && job->err.code == 0)
-            unknown_field(job, key);
+            unknown_field(job, key, kind);
     }
     if (job->model.ptr && memchr(job->model.ptr, 0, job->model.len))
         job_fail(job, "bad_value", "model: holds a NUL character");

@@ -62,6 +62,7 @@ def test_version(tranche):
 @pytest.mark.parametrize("args, words", [
     (["rum"], ['"rum" is no command', '"run"']),
     (["run", "--slotz", "3", "x"], ["--slotz", "--slots"]),
+    (["frobnicate"], ['"frobnicate" is no command', "`tranche help`"]),
     (["run", "--slots=0x10", "x"], ["slots", "whole number", '"0x10"']),
     (["run", "--slots", "5000", "x"], ["0 to 4096", '"5000"']),
     (["run", "--kv-bytes", "8Gigs", "x"], ["kv-bytes", "8GiB", '"8Gigs"']),
@@ -192,6 +193,19 @@ def test_tokenize_long_line(tranche, tiny_model):
     assert process.returncode == 0
     back = tranche("tokenize", "--model", tiny_model, "--decode", stdin=process.stdout.decode())
     assert json.loads(back.stdout) == json.loads(line)
+
+
+@pytest.mark.parametrize("flag, field", [
+    ("--temperature", True), ("--top-p", True), ("--max_tokens", True), ("--frobnicate", False)])
+def test_a_guess_is_near_or_none(tranche, tmp_path, flag, field):
+    for args in (["run", flag, "1", "x"], ["run", f"{flag}=1", "x"]):
+        process = tranche(*args)
+        err = process.stderr.decode()
+        assert process.returncode == 64 and f"{flag} is no option of `tranche run`" in err
+        assert ("it is a field of each job" in err) == field and "nearest" not in err
+    (tmp_path / "f").write_text(flag[2:] + " = 1\n")
+    err = tranche("run", "--config", "f", "x").stderr.decode()
+    assert ("it is a field of each job" in err) == field and "nearest" not in err
 
 
 # ---- doctor ----

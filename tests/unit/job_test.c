@@ -116,6 +116,9 @@ static void bad_messages_are_typed_rows(void **state)
     expect_error("nonsense", "bad_json", "line 1");
     expect_error("[1]", "bad_json", "want an object, got array");
     expect_error("{\"id\":\"a\"}", "missing_field", "prompt");
+    expect_error("{\"id\":\"a\",\"prompts\":\"x\"}", "unknown_field", "do you mean prompt?");
+    expect_error("{\"id\":\"a\",\"mesages\":[]}", "unknown_field", "do you mean messages?");
+    expect_error("{\"id\":\"a\",\"top_p\":1}", "missing_field", "prompt");
     expect_error("{\"id\":\"a\",\"prompt\":\"x\",\"messages\":[]}", "bad_value", "got both");
     expect_error("{\"id\":5,\"prompt\":\"x\"}", "bad_field", "id: want a string, got integer");
     expect_error("{\"id\":\"\",\"prompt\":\"x\"}", "bad_value", "1 to 512 bytes, got 0");
