@@ -113,8 +113,7 @@ static int pick_snapshot(const char *dir, char name[static COMMIT_MAX], struct e
                    found);
 }
 
-/* The folder with config.json: as given, or a snapshot of a hub cache below it. */
-static int resolve(char out[static PATH_MAX], const char *dir, struct err *err)
+int model_find(char out[PATH_MAX], const char *dir, struct err *err)
 {
     char given[PATH_MAX], below[PATH_MAX], commit[COMMIT_MAX];
     struct stat st;
@@ -181,7 +180,7 @@ int model_open(struct model **out, const char *dir, struct err *err)
     int rc;
     if (!m)
         return err_set(err, E_FATAL, "model: cannot take %zu bytes", sizeof *m);
-    if ((rc = resolve(m->dir, dir, err)) != E_OK || (rc = open_config(m, err)) != E_OK ||
+    if ((rc = model_find(m->dir, dir, err)) != E_OK || (rc = open_config(m, err)) != E_OK ||
         (rc = open_weights(m, err)) != E_OK) {
         model_close(m);
         return rc;

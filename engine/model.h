@@ -6,6 +6,8 @@
 #ifndef TRANCHE_ENGINE_MODEL_H
 #define TRANCHE_ENGINE_MODEL_H
 
+#include <limits.h>
+
 #include "engine/backend.h"
 
 enum rope_type { ROPE_DEFAULT, ROPE_LLAMA3, ROPE_YARN };
@@ -46,6 +48,10 @@ int generation_config_parse(struct generation_defaults *out, struct model_config
 /* Adds one id to the end-of-sequence set unless it is in it: the tokenizer's own eos, which the
  * engine's opener joins to a copy of the configuration. E_FATAL when the set is full. */
 int model_config_add_eos(struct model_config *c, int32_t id, struct err *err) TR_MUSTCHECK;
+
+/* The folder with config.json: `dir` as given, or the snapshot of a hub cache below it. E_FATAL
+ * when there is none. */
+int model_find(char out[PATH_MAX], const char *dir, struct err *err) TR_MUSTCHECK;
 
 struct model;
 /* Resolves the folder, reads config and safetensors headers and checks every tensor against the

@@ -255,6 +255,11 @@ static int ends_open(struct session *s, struct err *err)
     if (o->batch && (!*o->batch || strlen(o->batch) > JOB_ID_BYTES_MAX))
         return err_set(err, E_USAGE, "--batch: want 1 to %d bytes", JOB_ID_BYTES_MAX), EXIT_USAGE;
     o->source.client = s->worker_name;
+    /* Before a new database is made that nothing will fill. */
+    char found[PATH_MAX];
+    if (o->model.engine.kind != ENGINE_SIM && o->model.dir &&
+        model_find(found, o->model.dir, err) < 0)
+        return EXIT_MODEL;
     int rc = queue ? source_open(&s->source, &o->source, clock_system(), err)
                    : source_file_open(&s->source, o->input, clock_system(), err);
     if (rc < 0)
