@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "engine/weights.h"
 #include "worker/doctor.h"
 
 enum { SLOTS_ON_CPU = 64, USEFUL_TOKENS = 4096 };
@@ -31,18 +32,37 @@ static bool check_folder(struct doctor *d)
     return false;
 }
 
+/* The weights' files by themselves, where no configuration says which tensors must be there. */
+static void check_files(struct doctor *d, const char *dir)
+{
+    struct err err = {0};
+    struct weights *w = NULL;
+    if (weights_open(&w, dir, &err) < 0)
+        doctor_report(d, VERDICT_FAULT, "weights", mend_fetch, "%s", err.msg);
+    else
+        doctor_report(d, VERDICT_OK, "weights", NULL,
+                      "%zu files, each whole; not held against a configuration",
+                      (size_t)weights_n_files(w));
+    weights_close(w);
+}
+
 /* Opens config and weights; NULL behind the fault that says why not. */
-static struct model *check_weights(struct doctor *d)
+static struct model *check_weights(struct doctor *d, const char *dir)
 {
     static const char *const dtypes[] = {"fp32", "bf16", "fp16"};
     struct err err = {0};
     struct model *m = NULL;
     if (model_open(&m, d->opts.dir, &err) < 0) {
         bool config = strstr(err.msg, "config.json") != NULL;
+        bool generation = strstr(err.msg, "generation_config.json") != NULL;
         doctor_report(d, VERDICT_FAULT, config ? "config" : "weights",
-                      config ? "take a model of a family and with settings as the README lists them"
-                             : mend_fetch,
+                      generation ? "mend generation_config.json, or remove it: none is needed"
+                      : config   ? "take a model of a family and with settings as the README lists "
+                                   "them"
+                                 : mend_fetch,
                       "%s", err.msg);
+        if (config)
+            check_files(d, dir);
         return NULL;
     }
     const struct model_config *c = model_config(m);
@@ -154,8 +174,10 @@ void doctor_model(struct doctor *d)
 {
     if (!check_folder(d))
         return;
-    struct model *m = d->opts.engine.kind == ENGINE_SIM ? NULL : check_weights(d);
-    const char *dir = m ? model_dir(m) : d->opts.dir;
+    char found[PATH_MAX];
+    struct err ignored = {0};
+    const char *dir = model_find(found, d->opts.dir, &ignored) == E_OK ? found : d->opts.dir;
+    struct model *m = d->opts.engine.kind == ENGINE_SIM ? NULL : check_weights(d, dir);
     struct tokenizer *t = check_tokenizer(d, m, dir);
     check_template(d, t, dir);
     if (m)

@@ -315,6 +315,32 @@ def test_a_template_s_token_that_the_tokenizer_lacks(tranche, model_copy, tmp_pa
     assert "level=warn" in line and "token=bos_token" in line and str(template) in line
 
 
+def test_doctor_looks_at_weights_beside_a_bad_config(tranche, model_copy):
+    edit_config(model_type="gpt9")(model_copy)
+    _, found = doctor(tranche, model_copy)
+    weights, = [c for c in found["checks"] if c["check"] == "weights"]
+    assert weights["verdict"] == "ok"
+    break_weights(model_copy)
+    faults, _ = doctor(tranche, model_copy)
+    assert {"config", "weights"} <= set(faults) and "safetensors" in faults["weights"]["text"]
+
+
+def test_doctor_s_mend_names_the_file_that_is_broken(tranche, model_copy):
+    (model_copy / "generation_config.json").write_text('{"temperature": "hot"}')
+    faults, _ = doctor(tranche, model_copy)
+    assert "generation_config.json" in faults["config"]["text"]
+    assert "generation_config.json" in faults["config"]["mend"]
+
+
+@pytest.mark.parametrize("model", ["nodir", "empty"])
+def test_no_model_folder_leaves_no_database(tranche, tmp_path, model):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "jobs.jsonl").write_text('{"id": "a", "prompt": "x"}\n')
+    process = tranche("run", "--model", model, "--db", "new.db", "jobs.jsonl")
+    assert process.returncode == 65 and model in process.stderr.decode()
+    assert not list(tmp_path.glob("new.db*"))
+
+
 def test_doctor_without_a_folder(tranche, tmp_path):
     faults, _ = doctor(tranche, "nowhere")
     assert "nowhere" in faults["folder"]["text"]
