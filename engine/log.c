@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
@@ -12,12 +13,18 @@ enum { LOG_LINE_CAP = 4096, LOG_TAIL = 24 };
 static enum log_level log_min = LOG_INFO;
 static enum log_format log_style = LOG_LOGFMT;
 static int log_fd = 2;
+static atomic_bool live_line;
 
 void log_setup(enum log_level level, enum log_format format, int fd)
 {
     log_min = level;
     log_style = format;
     log_fd = fd;
+}
+
+void log_over_live_line(bool stands)
+{
+    atomic_store(&live_line, stands);
 }
 
 bool log_enabled(enum log_level level)
@@ -132,6 +139,9 @@ void log_event(enum log_level level, const char *event, const struct log_field *
 {
     static const char *const names[] = {"debug", "info", "warn", "error", "off"};
     struct line l = {.n = 0};
+    if (atomic_load(&live_line))
+        put(&l, LOG_CLEAR, sizeof LOG_CLEAR - 1);
+    size_t start = l.n;
     int64_t now_ns = clock_wall_ns(clock_system());
     time_t sec = (time_t)(now_ns / 1000000000);
     struct tm tm;
@@ -152,7 +162,7 @@ void log_event(enum log_level level, const char *event, const struct log_field *
         l.n += (size_t)snprintf(l.buf + l.n, LOG_TAIL, json ? ",\"cut\":true" : " cut=true");
     l.n += (size_t)snprintf(l.buf + l.n, LOG_LINE_CAP - l.n, json ? "}\n" : "\n");
     if (level >= LOG_WARN)
-        keep(l.buf, l.n - 1);
+        keep(l.buf + start, l.n - 1 - start);
     ssize_t ignored = write(log_fd, l.buf, l.n);
     (void)ignored; /* a log that cannot be written must not stop the work */
 }

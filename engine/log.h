@@ -38,6 +38,11 @@ bool log_enabled(enum log_level level);
 /* The last few warnings and errors, oldest first, each cut to half a KiB and without its newline.
  */
 void log_recent(void (*take)(void *ctx, struct str line), void *ctx);
+/* Goes back to the line's beginning and clears it, on a terminal. */
+#define LOG_CLEAR "\r\033[K"
+/* Somebody keeps a line without an end on the log's terminal: each log line clears it first, in the
+ * same write, and it is for its owner to draw it again. Process-wide, any thread; default: none. */
+void log_over_live_line(bool stands);
 void log_event(enum log_level level, const char *event, const struct log_field *fields, size_t n);
 
 #endif

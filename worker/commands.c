@@ -13,6 +13,7 @@
 #include "worker/health.h"
 #include "worker/http.h"
 #include "worker/metrics.h"
+#include "worker/progress.h"
 #include "worker/run.h"
 #include "worker/submit.h"
 
@@ -35,11 +36,16 @@ int command_failed(const struct config *config, const struct err *err)
     return err->code == E_RETRY ? EXIT_UNREACHABLE : EXIT_MODEL;
 }
 
-/* What run and worker share. */
-static int run_options(struct run_opts *o, const struct config *config, struct err *err)
+static enum progress_mode progress_mode(const struct config *config)
 {
     static const enum progress_mode modes[] = {PROGRESS_AUTO, PROGRESS_LIVE, PROGRESS_PLAIN,
                                                PROGRESS_OFF};
+    return modes[config_choice(config, "progress")];
+}
+
+/* What run and worker share. */
+static int run_options(struct run_opts *o, const struct config *config, struct err *err)
+{
     run_opts_init(o);
     o->command = config->command->name;
     o->db = config_text(config, "db");
@@ -58,7 +64,7 @@ static int run_options(struct run_opts *o, const struct config *config, struct e
     o->flush_ns = config_int(config, "flush-interval");
     o->grace_ns = config_int(config, "grace");
     o->self_test = config_text(config, "http") != NULL;
-    o->progress = modes[config_choice(config, "progress")];
+    o->progress = progress_mode(config);
     return model_opts_from_config(&o->model, config, err);
 }
 
@@ -98,6 +104,8 @@ static int supervise(const struct config *config, child_main *child)
     const char *address = config_text(config, "http");
     if (address && http_listen(&served.http, address, &err) < 0)
         return command_failed(config, &err);
+    /* The parent logs beneath the line that a child left when it died. */
+    log_over_live_line(progress_is_live(progress_mode(config), stderr));
     return supervisor_run(&o, serve_child, &served);
 }
 

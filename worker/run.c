@@ -369,6 +369,13 @@ static int verdict(const struct session *s, const struct worker_summary *w, int 
     return s->opts.strict && not_ok + w->totals.dead_letters > 0 ? EXIT_STRICT : EXIT_WELL;
 }
 
+static void tell_left(const struct worker_summary *w)
+{
+    fprintf(stderr, "tranche run: %s%lld jobs are left%s; the same command goes on with them\n",
+            w->unread ? "at least " : "", (long long)w->left,
+            w->unread ? " (the input was not read to its end)" : "");
+}
+
 static int run_session(struct session *s, struct err *err)
 {
     const struct run_opts *o = &s->opts;
@@ -395,6 +402,7 @@ static int run_session(struct session *s, struct err *err)
                             .self_test = o->self_test,
                             .stop_signal = stop_count(),
                             .progress = shown ? &meter : NULL,
+                            .tell_stop = strcmp(o->command, "run") == 0,
                             .self = s->self};
     stop_begin(drain_budget_of(o->grace_ns).exit_ns);
     LOG(LOG_INFO, "run_started", LOG_S("input", s->source->label), LOG_S("db", o->db),
@@ -402,8 +410,11 @@ static int run_session(struct session *s, struct err *err)
         LOG_S("config_revision", s->revision), LOG_S("fingerprint", s->result.fingerprint));
     int rc = worker_run(&w, &summary, err);
     int code = verdict(s, &summary, rc, err);
-    if (shown)
+    if (shown) {
         progress_close(&meter);
+        if (w.tell_stop && rc == E_OK && summary.work_left)
+            tell_left(&summary);
+    }
     print_summary(&summary, s);
     LOG(LOG_INFO, "run_ended", LOG_I("exit", code), LOG_I("sampled", summary.engine.sampled),
         LOG_I("parked", summary.parked), LOG_I("parked_tokens", summary.parked_tokens),

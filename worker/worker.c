@@ -99,6 +99,7 @@ static void after_lookup(struct worker *w, struct job *job, const struct lookup 
     job->parked = l->parked;
     if (l->state == LOOKUP_SAME) {
         w->summary->present++;
+        w->present_bytes += job->position - job->from_position;
         worker_present(w, job);
     } else if (l->state == LOOKUP_CONFLICT) {
         outstanding_leave_key(&w->out, job);
@@ -182,6 +183,8 @@ static void send_counts(struct worker *w)
 static void after_count(struct worker *w)
 {
     FAILPOINT("s5.after_count");
+    if (!w->begun_ns)
+        w->begun_ns = clock_mono_ns(w->opts.clock);
     metric_add(METRIC_ATTEMPTS, ATTEMPT_STARTED, (int64_t)w->count.n);
     for (size_t i = 0; i < w->count.n; i++) {
         w->counted[i]->stage = STAGE_COUNTED;
@@ -303,31 +306,6 @@ static bool finished(const struct worker *w)
            worker_last_rows(w);
 }
 
-static void show_progress(struct worker *w)
-{
-    struct engine_stats stats;
-    struct source_lag lag;
-    const struct worker_summary *s = w->summary;
-    if (!w->opts.progress)
-        return;
-    engine_group_stats(w->engine, &stats);
-    intake_lag(w->intake, &lag);
-    int64_t rows = s->present + s->repeated, not_ok = 0, messages;
-    for (int i = 0; i < RESULT_STATUSES; i++) {
-        rows += s->rows[i];
-        not_ok += i == RESULT_OK ? 0 : s->rows[i];
-    }
-    struct progress_view v = {
-        .rows = rows,
-        .not_ok = not_ok + s->dead_letters,
-        .done_bytes = partition_watermark(&w->out.partitions[0], STAGE_COMMITTING, &messages),
-        .total_bytes = lag.bytes_total,
-        .running = stats.running,
-        .waiting = (int64_t)w->out.n - stats.running,
-        .tokens_out = stats.sampled};
-    progress_show(w->opts.progress, &v, clock_mono_ns(w->opts.clock));
-}
-
 void worker_loop(struct worker *w)
 {
     struct item items[EVENT_MAX];
@@ -347,7 +325,7 @@ void worker_loop(struct worker *w)
         worker_park_step(w);
         worker_partition_flush(w);
         worker_partition_starts(w);
-        show_progress(w);
+        worker_show_progress(w);
     }
     worker_metrics_end(w);
 }

@@ -37,6 +37,7 @@ struct worker_opts {
     bool self_test;                  /* a canary goes first: ready once it has ended well */
     double breaker;                  /* share of failures that stops intake; 0: never */
     struct progress_meter *progress; /* NULL: none */
+    bool tell_stop;                  /* say there what a stop signal does */
     struct supervised *self;         /* NULL: nobody watches */
 };
 struct worker_summary {
@@ -50,6 +51,8 @@ struct worker_summary {
     struct totals totals; /* over all rows of the batches touched, also those there before */
     int64_t spooled;      /* rows that stand in the spool and not yet in the database */
     bool work_left;       /* stopped before the end */
+    int64_t left;         /* messages that were claimed and have no row of ours */
+    bool unread;          /* where opts.tell_stop: and the source had more */
     int64_t parked, parked_tokens;   /* sequences that a drain took off, their generated ids */
     int64_t resumed, resumed_tokens; /* sequences that went on where another worker had parked */
 };

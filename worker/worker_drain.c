@@ -34,8 +34,10 @@ void worker_start_drain(struct worker *w)
 void worker_mind_signals(struct worker *w)
 {
     int signals = w->opts.stop_signal ? atomic_load(w->opts.stop_signal) : 0;
-    if (signals)
+    if (signals && !w->draining) {
         worker_start_drain(w);
+        worker_tell_stop(w);
+    }
     if (!w->draining)
         return;
     if (signals > 1 && !w->parking.hurried) {

@@ -110,7 +110,8 @@ struct worker {
     int64_t output_bytes;     /* of jobs with the engine */
     struct parking parking;
     struct cancelling cancelling;
-    int64_t start_ns, drain_ns;
+    int64_t start_ns, begun_ns, drain_ns; /* begun: the first start was counted; 0: none yet */
+    int64_t present_bytes;                /* of the source, of messages whose row was there */
     int64_t metrics_ns, beats[ENGINES_MAX], beats_ns[ENGINES_MAX]; /* worker_metrics.c */
     bool drained, draining, cut_short, engine_gone, engine_failed, stop;
     int rc;
@@ -203,6 +204,9 @@ void worker_after_replay(struct worker *w);    /* and now it is in the database 
 void worker_give_up(struct worker *w);         /* the grace is over: the sink gets no more time */
 bool worker_rows_owed(const struct worker *w); /* wait for the sink before the end */
 void worker_spool_rest(struct worker *w);      /* last of all, without threads: what is finished */
+/* worker_progress.c: what the operator is told, where there is a meter. */
+void worker_show_progress(struct worker *w); /* when it is time to */
+void worker_tell_stop(struct worker *w);     /* a drain has begun */
 /* worker_metrics.c: for probes and Prometheus. */
 void worker_metrics_row(const struct worker *w, const struct result *r); /* finished */
 void worker_metrics_step(struct worker *w);                              /* each round */

@@ -153,6 +153,19 @@ static bool work_left(struct worker *w)
     return w->cut_short && !(w->rc == E_OK && source->ops->left && source->ops->left(source) == 0);
 }
 
+/* Behind the threads. `claimed`: what the intake handed out. */
+static void count_left(struct worker *w, int64_t claimed)
+{
+    struct worker_summary *s = w->summary;
+    struct source_lag lag;
+    s->work_left = work_left(w);
+    s->left = claimed - w->out.next_arrival + (int64_t)w->out.n + w->parking.released;
+    if (!s->work_left || !w->opts.tell_stop)
+        return;
+    w->opts.source->ops->lag(w->opts.source, &lag);
+    s->unread = lag.messages != 0 && lag.bytes != 0;
+}
+
 static void sum_stats(const struct worker_opts *opts, struct engine_stats *out)
 {
     struct engine_stats one;
@@ -184,6 +197,7 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
         w->rc = open_threads(w, err);
     if (w->rc == E_OK)
         worker_loop(w);
+    int64_t claimed = w->intake ? intake_claimed(w->intake) : 0;
     close_threads(w);
     worker_spool_rest(w);
     sum_stats(opts, &summary->engine);
@@ -195,7 +209,7 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
     struct err ignored = {0};
     if (opts->sink->ops->totals(opts->sink, &summary->totals, &ignored) < 0)
         LOG(LOG_WARN, "totals_failed", LOG_S("error", ignored.msg));
-    summary->work_left = work_left(w);
+    count_left(w, claimed);
     int rc = w->rc;
     close_rest(w);
     return rc;

@@ -243,14 +243,6 @@ def test_every_table_column_and_view_answers(sim):
     assert (progress["position"], progress["messages"]) == (len(lines(10)) + 5, 11)
 
 
-def test_progress_lines_where_there_is_no_terminal(tranche, tmp_path):
-    (tmp_path / "jobs.jsonl").write_text(lines(250, max_tokens=30))
-    process = tranche("run", "--engine", "sim", "--sim-step", "10ms", "--slots", "8", "--db",
-                      "o.db", "--log-level", "off", "jobs.jsonl")
-    shown = process.stderr.decode().splitlines()
-    assert shown and all("tokens/s" in s and "ETA" in s for s in shown)
-
-
 def test_no_prompt_text_in_logs(sim):
     process, _ = sim('{"id":"a","prompt":"sesame-open-secret"}\n{"id":"b","messages":[{"role":'
                      '"user","content":"sesame-open-secret"}],"unknown_thing":1}\n',
