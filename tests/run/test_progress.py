@@ -10,10 +10,10 @@ import subprocess
 import termios
 import time
 
+import redis_server
 from test_run import lines
 
 SLOW = ["run", "--engine", "sim", "--sim-step", "10ms", "--slots", "8", "--db", "o.db"]
-CLEAR = b"\r\x1b[K"
 
 
 class Terminal:
@@ -156,3 +156,22 @@ def test_a_stop_inside_a_long_file_says_at_least(binary, tmp_path):
 def test_a_stop_without_progress_is_silent(binary, tmp_path):
     (tmp_path / "jobs.jsonl").write_text(lines(600, max_tokens=30))
     assert stop(binary, tmp_path, "--grace", "1s", "--progress", "off")[0] == []
+
+
+def test_a_workers_stop_is_told_by_its_log_alone(binary, tmp_path):
+    server = redis_server.Server(tmp_path / "redis")
+    try:
+        client = server.client()
+        client.xgroup_create("jobs", "g", "0", mkstream=True)
+        for line in lines(600, max_tokens=30).splitlines():
+            client.xadd("jobs", {"job": line})
+        terminal = Terminal([binary, "worker", *SLOW[1:], "--source", server.url(), "--group", "g",
+                             "--grace", "1s"], tmp_path)
+        terminal.until(rb"rows [1-9]")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end() == 130
+        shown = [s for s in screen(terminal.text) if s]
+        assert any("event=drain" in s for s in shown)
+        assert all(s.startswith("ts=") for s in shown), shown
+    finally:
+        server.stop()
