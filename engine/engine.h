@@ -130,12 +130,17 @@ void engine_stats(const struct engine *e, struct engine_stats *out);
  * slot_steps / steps / slots stays the occupancy. */
 void engine_stats_add(struct engine_stats *sum, const struct engine_stats *one);
 
+enum { ENGINE_PLAN_LINES = 4 };
 struct memory_line {
     const char *what; /* "weights", "kv pages", "activations", ... */
     int64_t bytes;
 };
 /* The table of everything taken at open. Returns its number of lines (at most cap are written). */
 int engine_memory(const struct engine *e, struct memory_line *out, int cap);
+/* What engine_open would choose and take on the CPU, without the weights and the pages: *chosen has
+ * no number 0, *out the lines of engine_memory but "weights". Errors: as engine_open. */
+int engine_plan_cpu(struct engine_opts *chosen, struct memory_line out[ENGINE_PLAN_LINES],
+                    const struct engine_opts *opts, struct err *err) TR_MUSTCHECK;
 int32_t engine_max_model_len(const struct engine *e);
 /* Names what the bytes depend on: build, device, kernels ("cpu-fma-v1 ..."). Borrowed until close.
  */

@@ -132,8 +132,8 @@ static int choose(struct engine_opts *o, int32_t *n_pages, struct err *err)
     return E_OK;
 }
 
-static int net_open(struct cpu_net *n, const struct engine_opts *o, int32_t n_pages,
-                    struct err *err)
+static int backend_of(struct backend **out, const struct engine_opts *o, int32_t n_pages,
+                      struct err *err)
 {
     const struct model_config *c = model_config(o->model);
     const struct backend_opts b = {.threads = o->threads,
@@ -148,10 +148,43 @@ static int net_open(struct cpu_net *n, const struct engine_opts *o, int32_t n_pa
                                    .head_dim = c->head_dim,
                                    .vocab_size = c->vocab_size,
                                    .dtype = c->dtype};
-    int rc = backend_cpu_open(&n->backend, &b, err);
+    return backend_cpu_open(out, &b, err);
+}
+
+static int net_open(struct cpu_net *n, const struct engine_opts *o, int32_t n_pages,
+                    struct err *err)
+{
+    int rc = backend_of(&n->backend, o, n_pages, err);
     if (rc < 0)
         return rc;
     return network_open(&n->network, o->model, n->backend, o->step_tokens, o->max_model_len, err);
+}
+
+int engine_plan_cpu(struct engine_opts *chosen, struct memory_line out[ENGINE_PLAN_LINES],
+                    const struct engine_opts *opts, struct err *err)
+{
+    const struct model_config *c = model_config(opts->model);
+    const struct engine_net none = {.vocab_size = c->vocab_size};
+    struct backend *b = NULL;
+    struct engine *e = NULL;
+    int32_t n_pages = 0;
+    *chosen = *opts;
+    int rc = choose(chosen, &n_pages, err);
+    if (rc == E_OK)
+        rc = backend_of(&b, chosen, 1, err);
+    if (rc == E_OK)
+        rc = network_plan(c, b, chosen->step_tokens, err);
+    if (rc == E_OK)
+        rc = engine_core_open(&e, chosen, &none, n_pages, err);
+    if (rc == E_OK) {
+        out[0] = (struct memory_line){"kv pages", n_pages * page_bytes(c)};
+        out[1] = (struct memory_line){"activations", b->ops->bytes(b, "activations")};
+        CHECK(engine_memory(e, out + 2, 2) == 2); /* page table, sequences and step */
+    }
+    engine_close(e);
+    if (b)
+        b->ops->close(b);
+    return rc;
 }
 
 int engine_cpu_open(struct engine **out, const struct engine_opts *opts, struct err *err)

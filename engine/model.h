@@ -72,6 +72,9 @@ void rope_table(const struct model_config *c, int32_t positions, float *cos_sin)
 struct network;
 int network_open(struct network **out, const struct model *m, struct backend *b, int32_t rows_cap,
                  int32_t max_positions, struct err *err) TR_MUSTCHECK;
+/* Takes the buffers of network_open on `b` and nothing else: what it would cost. They are b's. */
+int network_plan(const struct model_config *c, struct backend *b, int32_t rows_cap,
+                 struct err *err) TR_MUSTCHECK;
 void network_close(struct network *n);
 /* The forward pass of one step: embed, layers, head, sampling. Tokens as backend step_end. */
 int network_forward(struct network *n, const struct step *step, struct sample_token *tokens,

@@ -144,6 +144,12 @@ static int take_buffers(struct network *n, int32_t rows, struct err *err)
     return E_OK;
 }
 
+int network_plan(const struct model_config *c, struct backend *b, int32_t rows_cap, struct err *err)
+{
+    struct network n = {.backend = b, .config = *c};
+    return take_buffers(&n, rows_cap, err);
+}
+
 /* The longest vector of load_vector: a norm [D], qkv bias, gate|up bias or a q/k norm. */
 static size_t longest_vector(const struct model_config *c)
 {

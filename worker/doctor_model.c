@@ -2,6 +2,7 @@
  * fault does not hide the next, and memory against what a run will take. */
 #include <errno.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,7 +10,7 @@
 #include "engine/weights.h"
 #include "worker/doctor.h"
 
-enum { SLOTS_ON_CPU = 64, USEFUL_TOKENS = 4096 };
+enum { USEFUL_TOKENS = 4096 };
 
 static const char mend_folder[] =
     "give the folder that holds config.json, tokenizer.json and *.safetensors";
@@ -136,19 +137,38 @@ static int64_t kv_token_bytes(const struct model_config *c)
     return (int64_t)2 * c->n_layers * c->n_kv_heads * c->head_dim * (int64_t)dtype_size(c->dtype);
 }
 
+/* What the CPU's engine would choose and take; what fits a GPU, it alone knows. `row` is of the
+ * longest row's keys and values. */
+static int plan_lines(struct doctor *d, const struct model *m, int64_t row, struct err *err)
+{
+    struct memory_line lines[ENGINE_PLAN_LINES];
+    struct engine_opts asked = d->opts.engine, chosen = asked;
+    char full[64];
+    int rc = E_OK;
+    asked.model = m;
+    if (asked.kind == ENGINE_CPU)
+        rc = engine_plan_cpu(&chosen, lines, &asked, err);
+    snprintf(full, sizeof full, "keys and values, %d slots full", chosen.slots);
+    if (chosen.slots > 0)
+        doctor_memory_line(d, full, row * chosen.slots);
+    for (int i = 0; rc == E_OK && asked.kind == ENGINE_CPU && i < ENGINE_PLAN_LINES; i++)
+        doctor_memory_line(d, lines[i].what, lines[i].bytes);
+    return rc;
+}
+
 static void check_memory(struct doctor *d, const struct model *m)
 {
+    struct err err = {0};
     const struct model_config *c = model_config(m);
     int64_t available = memory_available(), weights = model_weight_bytes(m);
     int64_t per_token = kv_token_bytes(c), asked = config_int(d->config, "kv-bytes");
     int64_t length = d->opts.engine.max_model_len ? d->opts.engine.max_model_len : c->max_positions;
-    int64_t slots = d->opts.engine.slots ? d->opts.engine.slots : SLOTS_ON_CPU;
     int64_t fits = available < 0 ? 0 : (available - weights - asked) / per_token;
     doctor_memory_line(d, "available to this process", available);
     doctor_memory_line(d, "weights", weights);
     doctor_memory_line(d, "keys and values, one token", per_token);
     doctor_memory_line(d, "keys and values, one longest row", per_token * length);
-    doctor_memory_line(d, "keys and values, all slots full", per_token * length * slots);
+    int rc = plan_lines(d, m, per_token * length, &err);
     if (asked)
         doctor_memory_line(d, "keys and values, as --kv-bytes asks", asked);
     if (available < 0)
@@ -160,6 +180,11 @@ static void check_memory(struct doctor *d, const struct model *m)
                       "want %.1f MiB for weights%s, found %.1f MiB free",
                       (double)(weights + asked) / 1048576, asked ? " and --kv-bytes" : "",
                       (double)available / 1048576);
+    else if (rc < 0)
+        doctor_report(d, VERDICT_FAULT, "memory",
+                      asked ? "raise --kv-bytes, or lower --max-model-len"
+                            : "free memory, or lower --max-model-len or --slots",
+                      "%s", err.msg);
     else if (!asked && fits < TR_MIN(length, USEFUL_TOKENS))
         doctor_report(d, VERDICT_WARN, "memory", "free memory, or set --max-model-len lower",
                       "beside the weights only %lld tokens of keys and values fit",

@@ -315,6 +315,26 @@ def test_a_template_s_token_that_the_tokenizer_lacks(tranche, model_copy, tmp_pa
     assert "level=warn" in line and "token=bos_token" in line and str(template) in line
 
 
+@pytest.mark.parametrize("slots", [None, 3])
+def test_doctor_s_memory_is_what_a_run_takes(tranche, tiny_model, tmp_path, slots):
+    options = ["--device", "cpu"] + (["--slots", slots] if slots else [])
+    _, found = doctor(tranche, tiny_model, *options)
+    (tmp_path / "jobs.jsonl").write_text('{"id": "a", "prompt": "x", "max_tokens": 1}\n')
+    process = tranche("run", "--model", tiny_model, "--log-format", "json", *options, "jobs.jsonl")
+    assert process.returncode == 0, process.stderr.decode()
+    lines = [json.loads(l) for l in process.stderr.splitlines() if l.startswith(b"{")]
+    taken = {l["what"]: l["bytes"] for l in lines if l["event"] == "memory_taken"}
+    told = {m["what"]: m["bytes"] for m in found["memory"]}
+    for what in ("kv pages", "activations", "kv page table", "sequences and step"):
+        assert told[what] == taken[what] > 0, what
+    assert f"keys and values, {slots or 64} slots full" in told
+
+
+def test_doctor_refuses_what_a_run_would(tranche, tiny_model):
+    faults, _ = doctor(tranche, tiny_model, "--device", "cpu", "--kv-bytes", "1KiB")
+    assert "kv_bytes" in faults["memory"]["text"]
+
+
 def test_doctor_looks_at_weights_beside_a_bad_config(tranche, model_copy):
     edit_config(model_type="gpt9")(model_copy)
     _, found = doctor(tranche, model_copy)
