@@ -12,7 +12,7 @@ set -eu
 run="gcc libc6-dev cmake ninja-build pkg-config git libjansson-dev libutf8proc-dev libssl-dev libsqlite3-dev sqlite3"
 run="$run libpq-dev librdkafka-dev libhiredis-dev libmicrohttpd-dev"
 cuda="g++ python3-venv"
-tests="clang-14 libclang-rt-14-dev llvm-14 clang-format-14 ccache libcmocka-dev python3 $cuda python3-pytest"
+tests="clang-14 libclang-rt-14-dev llvm-14 clang-format-14 ccache libcmocka-dev python3 $cuda python3-pytest python3-pytest-xdist"
 tests="$tests postgresql pgbouncer python3-psycopg2 redis-server python3-redis kcat python3-confluent-kafka faketime spin default-jre-headless maven"
 tests="$tests python3-yaml python3-jsonschema openssl"
 # Texts and public tokenizers for the tests come out of registry packages; any npm will do.
