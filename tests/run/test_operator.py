@@ -542,6 +542,7 @@ def test_export_is_the_same_from_both_databases(binary, postgres, tmp_path):
         desks.append((exported(desk, "--batch", "jobs"), table))
         assert 'v_failures"' in out and f"export --db '{desk.owner}' --batch jobs" in out
     assert desks[0] == desks[1]
+    assert sum('"prompt_logprobs":[' in line for line in desks[0][0]) == 1
     assert [json.loads(line)["custom_id"] for line in desks[0][0]] == \
         ["z", "bad", "a", "plain", "a", "late"]
     desk.call("export", "--db", desk.db, "--batch", "nosuch", code=64)
@@ -557,7 +558,7 @@ EXPORT_JOBS = [
     {"id": "z", "messages": [{"role": "user", "content": "1"}], "logprobs": True, "n": 2,
      "max_tokens": 5},
     {"id": "bad", "prompt": "1", "temperature": 9},
-    {"id": "a", "prompt": ["x", "y\u0000"], "logprobs": 1, "max_tokens": 4},
+    {"id": "a", "prompt": ["x", "y\u0000"], "logprobs": 1, "prompt_logprobs": 1, "max_tokens": 4},
     {"id": "plain", "prompt": "\"logprobs\":null,\"finish_reason\":", "max_tokens": 4},
     {"id": "a", "prompt": "other"},
     {"id": "late", "prompt": "x", "deadline": 1},
