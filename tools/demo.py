@@ -196,6 +196,8 @@ def main():
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--prompts", type=int, default=2000)
     options = parser.parse_args()
+    # A shell without job control starts what runs in the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = pathlib.Path(tempfile.mkdtemp(prefix="tranche-demo-"))
     try:

@@ -83,7 +83,7 @@ COMMENT ON COLUMN results.error_code IS 'stable name: bad_json, unknown_field, p
 COMMENT ON COLUMN results.error_detail IS 'for people';
 COMMENT ON COLUMN results.sanitized IS '1: a NUL or broken UTF-8 was replaced by U+FFFD';
 COMMENT ON COLUMN results.raw IS 'the first choice''s exact bytes, only where sanitized';
-COMMENT ON COLUMN results.model IS 'what the request called the model, else the folder''s name; recorded, not matched';
+COMMENT ON COLUMN results.model IS 'what the request called the model, else the folder''s name; not matched';
 COMMENT ON COLUMN results.model_sha256 IS 'of the model folder''s weights; NULL: not known yet';
 COMMENT ON COLUMN results.fingerprint IS 'device, kernels and build that the bytes depend on';
 COMMENT ON COLUMN results.config_revision IS 'hash of model config, template and defaults';

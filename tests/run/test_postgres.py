@@ -642,8 +642,7 @@ def test_refusals_at_the_start(server, database, tranche, tmp_path):
     server.ask("postgres", f"CREATE DATABASE bare_{name}")
     code, text = refusal("--db", server.url(f"bare_{name}"))
     assert code == 65 and "tranche migrate" in text
-    code, text = refusal("--db", server.url(name), "--show", "3")
-    assert code == 64 and "--show" in text
+    assert refusal("--db", server.url(name), "--show", "3")[0] == 0
     server.ask(name, "INSERT INTO tranche.schema_migrations VALUES (2, 'next')")
     assert refusal("--db", database["worker"])[0] == 0  # migrations only add: the next one is fine
     server.ask(name, "INSERT INTO tranche.schema_migrations VALUES (3, 'beyond')")
