@@ -230,7 +230,7 @@ def test_a_partition_that_cannot_be_read_is_no_success(desk, broker):
     desk.submit(jobs(30), "b")
     desk.ask("INSERT INTO partition_progress VALUES ('main', 'tranche', "
              f"'kafka:{desk.name}', 1, 1000, 0, '2026-01-31T12:00:00.000Z')")
-    desk.work("--partition", "1", code=70)
+    desk.work("--partition", "1", "--supervise=off", code=70)
     assert "before the stored position; `tranche seek` moves that" in desk.err
     desk.work("--partition", "3", code=64)
     assert "want 0 to 2" in desk.err
