@@ -38,6 +38,8 @@ def run(container, objects, folder, secrets, edit=lambda text: text):
     data = next(o["data"] for o in objects if o["kind"] == "ConfigMap")
     for name in ("etc/tranche", "var/spool/tranche", "var/cache/tranche", "models"):
         os.makedirs(f"{folder}/{name}", exist_ok=True)
+    if not os.path.exists(f"{folder}/models/model"):  # looked for before any server is
+        os.symlink(f"{manifests.ROOT}/examples/tiny-model", f"{folder}/models/model")
     for name, text in data.items():
         with open(f"{folder}/etc/tranche/{name}", "w") as f:
             f.write(edit(moved(text)).replace("[::]:9464", f"127.0.0.1:{port}"))
