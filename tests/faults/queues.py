@@ -138,10 +138,17 @@ class KafkaQueue:
 
     def acknowledged(self):
         """The group's offset of each partition; None: none yet."""
-        found = self.reader().committed(self.places(), timeout=5)
-        for t in found:
-            if t.error:
-                raise confluent_kafka.KafkaException(t.error)
+        for again in range(40):  # a coordinator that has just moved or loads has no answer yet
+            try:
+                found = self.reader().committed(self.places(), timeout=5)
+                for t in found:
+                    if t.error:
+                        raise confluent_kafka.KafkaException(t.error)
+                break
+            except confluent_kafka.KafkaException:
+                if again == 39:
+                    raise
+                time.sleep(0.25)
         return {t.partition: t.offset if t.offset >= 0 else None for t in found}
 
     def ends(self):
