@@ -97,7 +97,7 @@ def units(preset, pattern="^unit/", without="^$"):
            "UBSAN_OPTIONS": "print_stacktrace=1",
            "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
            "TRANCHE_BIN": os.path.abspath(f"build/{preset}/tranche")}
-    return execute(f"unit {preset}", ctest, 600, env, count_units)
+    return execute(f"unit {preset}", ctest, 1500, env, count_units)
 
 
 def count_pytest(status, text):
