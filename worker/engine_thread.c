@@ -4,7 +4,7 @@
 
 #include "engine/log.h"
 #include "worker/failpoint.h"
-#include "worker/prepare.h"
+#include "worker/job/prepare.h"
 
 enum { FINISHED_BATCH = 256 };
 static const int64_t IDLE_WAIT_NS = 50000000, STATS_EVERY_NS = 50000000;

@@ -5,7 +5,7 @@
 
 #include <pthread.h>
 
-#include "worker/job.h"
+#include "worker/job/job.h"
 #include "worker/threads.h"
 
 struct engine_thread {

@@ -3,7 +3,7 @@
 
 #include "engine/log.h"
 #include "worker/failpoint.h"
-#include "worker/prepare.h"
+#include "worker/job/prepare.h"
 #include "worker/threads.h"
 
 enum { RETURN_BATCH = 512 };

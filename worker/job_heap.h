@@ -3,7 +3,7 @@
 #ifndef TRANCHE_WORKER_JOB_HEAP_H
 #define TRANCHE_WORKER_JOB_HEAP_H
 
-#include "worker/job.h"
+#include "worker/job/job.h"
 
 struct job_heap {
     struct job **jobs; /* [cap] */

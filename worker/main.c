@@ -1,5 +1,5 @@
 /* main: argv to a command, a command's verdict to an exit code. Nothing else. */
-#include "worker/commands.h"
+#include "worker/commands/commands.h"
 
 extern char **environ;
 

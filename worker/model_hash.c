@@ -19,7 +19,7 @@
 
 #include "engine/log.h"
 #include "worker/cache_folder.h"
-#include "worker/text.h"
+#include "worker/job/text.h"
 
 enum { FILES_MAX = 4096, BLOCK = 1 << 20 };
 

@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "worker/model_hash.h"
-#include "worker/text.h"
+#include "worker/job/text.h"
 
 enum { HEAD_BYTES = 64 << 10, PIECES = 512, PIECE_BYTES = 64, FILES_MAX = 4096 };
 

@@ -7,7 +7,7 @@
 #include "engine/chat_template.h"
 #include "engine/engine.h"
 #include "engine/model.h"
-#include "worker/config.h"
+#include "worker/config/config.h"
 
 enum { ENGINES_MAX = 16 }; /* of one process */
 

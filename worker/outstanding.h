@@ -5,7 +5,7 @@
 #define TRANCHE_WORKER_OUTSTANDING_H
 
 #include "worker/job_heap.h"
-#include "worker/source.h"
+#include "worker/source/source.h"
 
 struct partition {
     struct job *first, *last;   /* in the source's order, by job->before and job->behind */

@@ -4,8 +4,8 @@
 
 #include "engine/log.h"
 #include "worker/failpoint.h"
-#include "worker/metrics.h"
-#include "worker/prepare.h"
+#include "worker/monitor/metrics.h"
+#include "worker/job/prepare.h"
 
 enum { POOL_BATCH = 32 };
 

@@ -7,7 +7,7 @@
 
 #include "engine/log.h"
 #include "worker/failpoint.h"
-#include "worker/metrics.h"
+#include "worker/monitor/metrics.h"
 #include "worker/threads.h"
 
 enum { WAITING_MAX = 16 };

@@ -1,7 +1,7 @@
 /* suspects: see suspects.h. */
 #include "worker/suspects.h"
 
-#include "worker/job.h"
+#include "worker/job/job.h"
 
 bool suspect_is(int32_t starts)
 {

@@ -8,10 +8,10 @@
 #include "worker/open_model.h"
 #include "worker/queue.h"
 #include "worker/ready_queue.h"
-#include "worker/sink.h"
-#include "worker/supervisor.h"
-#include "worker/source.h"
-#include "worker/spool.h"
+#include "worker/sink/sink.h"
+#include "worker/supervisor/supervisor.h"
+#include "worker/source/source.h"
+#include "worker/sink/spool.h"
 
 /* What arrives in the worker's event queue. */
 enum event {

@@ -9,7 +9,7 @@
 
 #include "engine/log.h"
 #include "worker/failpoint.h"
-#include "worker/metrics.h"
+#include "worker/monitor/metrics.h"
 
 static const int64_t TICK_NS = 100000000;
 

@@ -12,11 +12,11 @@
 
 #include <stdatomic.h>
 
-#include "worker/prepare.h"
-#include "worker/progress.h"
-#include "worker/source.h"
-#include "worker/spool.h"
-#include "worker/supervisor.h"
+#include "worker/job/prepare.h"
+#include "worker/monitor/progress.h"
+#include "worker/source/source.h"
+#include "worker/sink/spool.h"
+#include "worker/supervisor/supervisor.h"
 
 struct worker_opts {
     struct source *source;

@@ -3,7 +3,7 @@
  * jobs are the probes; when all of them have failed, the canary is: if it ends well, they get their
  * rows. */
 #include "engine/log.h"
-#include "worker/metrics.h"
+#include "worker/monitor/metrics.h"
 #include "worker/worker_impl.h"
 
 static void release_held(struct worker *w)

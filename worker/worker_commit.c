@@ -2,7 +2,7 @@
  * COMMIT, here and nowhere else. */
 #include "worker/worker_impl.h"
 #include "worker/failpoint.h"
-#include "worker/metrics.h"
+#include "worker/monitor/metrics.h"
 
 static void part(struct worker *w, struct job *job, int task)
 {

@@ -1,7 +1,7 @@
 /* worker_metrics: what the worker's loop tells metrics.h and health.h: counts as they happen, and
  * ten times a second what others keep. */
-#include "worker/health.h"
-#include "worker/metrics.h"
+#include "worker/monitor/health.h"
+#include "worker/monitor/metrics.h"
 #include "worker/worker_impl.h"
 
 static const int64_t EVERY_NS = 100000000;

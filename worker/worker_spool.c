@@ -2,7 +2,7 @@
  * the engine, into the spool and out of memory; nothing is acknowledged before the replay. A full
  * spool stops the refill of the slots too: what could be saved nowhere is not begun. */
 #include "engine/log.h"
-#include "worker/metrics.h"
+#include "worker/monitor/metrics.h"
 #include "worker/worker_impl.h"
 
 void worker_sink_state(struct worker *w, enum sink_state state)

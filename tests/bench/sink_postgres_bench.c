@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "worker/migrate.h"
-#include "worker/postgres_sink.h"
+#include "worker/sink/migrate.h"
+#include "worker/sink/postgres_sink.h"
 
 enum { ROWS = 512, ROUNDS = 24, TEXT_BYTES = 1000 };
 

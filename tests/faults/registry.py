@@ -40,7 +40,7 @@ def seeds(full, n_full, n_short, brokers=BROKERS, **params):
 def failpoints(broker):
     """Every named point of the sources that a worker on this broker can come by."""
     found = set()
-    for path in sorted((ROOT / "worker").glob("*.c")):
+    for path in sorted((ROOT / "worker").rglob("*.c")):
         for inside in re.findall(r"\bFAILPOINT\(([^;]*)\);", path.read_text()):
             found.update(re.findall(r'"([a-z0-9_]+\.[a-z0-9_]+)"', inside))
     other = {"redis": "kafka.", "kafka": "redis."}[broker]

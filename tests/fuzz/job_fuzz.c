@@ -1,7 +1,7 @@
 /* job_fuzz: a message of any bytes is a job with a key, a hash and either prompts or a typed error;
  * its row is valid UTF-8. */
-#include "worker/prepare.h"
-#include "worker/result.h"
+#include "worker/job/prepare.h"
+#include "worker/job/result.h"
 
 static struct loaded_model model;
 static struct prepare_context context;

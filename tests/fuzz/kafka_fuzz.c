@@ -3,8 +3,8 @@
  * and value: a job with a key, and a `source` that is JSON. */
 #include "engine/json.h"
 #include "engine/unicode.h"
-#include "worker/kafka_config.h"
-#include "worker/source_kafka.h"
+#include "worker/source/kafka_config.h"
+#include "worker/source/source_kafka.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

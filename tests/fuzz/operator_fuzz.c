@@ -2,8 +2,8 @@
  * or refused with a text; and a message that is sent again is one object with the run it goes to.
  */
 #include "engine/log.h"
-#include "worker/console.h"
-#include "worker/dead_letters.h"
+#include "worker/commands/console.h"
+#include "worker/sink/dead_letters.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

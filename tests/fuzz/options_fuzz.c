@@ -1,5 +1,5 @@
 /* Fuzzes the config file's reader and, through it, every option's value. */
-#include "worker/config.h"
+#include "worker/config/config.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -1,7 +1,7 @@
 /* Any bytes as a parked state: refused with a type, or read into the room given; what is read and
  * written again is the same bytes. The first byte chooses the shape; with its top bit set the
  * checksum and the two hashes are made right first, so that the fuzzer gets behind them. */
-#include "worker/parked_state.h"
+#include "worker/job/parked_state.h"
 
 enum { CAP = 64, TOP = 3, PROMPT = 8, HEAD = 104 };
 

@@ -1,7 +1,7 @@
 /* Fuzzes what a Redis server and an operator can send us. The first byte chooses: RESP replies
  * through the reader and every parser of stream replies; a URL; a config file. */
-#include "worker/redis_reply.h"
-#include "worker/source_open.h"
+#include "worker/source/redis_reply.h"
+#include "worker/source/source_open.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -1,7 +1,7 @@
 /* Fuzzes the reader of spool segments. The first byte chooses: the bytes as they are; or written
  * records with the rest of the input laid over them, which reach behind the sums that guard a head.
  */
-#include "worker/spool_record.h"
+#include "worker/sink/spool_record.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

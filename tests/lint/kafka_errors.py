@@ -17,7 +17,7 @@ def names(paths):
 
 def main():
     os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
-    wanted = names(glob.glob("worker/*.[ch]")) - {"NO_ERROR"}
+    wanted = names(glob.glob("worker/**/*.[ch]", recursive=True)) - {"NO_ERROR"}
     tests = sorted(glob.glob("tests/unit/kafka_*errors_test.c"))
     bad = [] if len(wanted) >= 20 else [f"want at least 20 names in worker/, read {len(wanted)}"]
     have = names(tests)

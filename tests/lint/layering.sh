@@ -21,6 +21,14 @@ deny engine "$include<(sqlite3|librdkafka|hiredis|libpq|microhttpd)" \
     "engine/ uses a library of worker/"
 deny engine "$include\"kernels/(cpu|cuda)/" "engine/ sees kernels/ through kernels.h alone"
 deny worker "$include\"kernels/(cpu|cuda)/" "worker/ sees kernels/ through kernels.h alone"
+# Within worker/, commands/ stands on top: what runs a pod does not know that it was started by hand.
+found=$(git ls-files 'worker/*.c' 'worker/*.h' | grep -vE '^worker/(commands/|bench/|main.c)' |
+    xargs -r grep -nE "$include\"worker/(commands|bench)/" /dev/null)
+if [ -n "$found" ]; then
+    echo "$found"
+    echo "layering: worker/ below its commands includes one of them" >&2
+    bad=1
+fi
 deny worker '#[[:space:]]*if.*(CUDA|__AVX|__x86_64)' "worker/ asks for a backend with #if"
 
 found=$(git ls-files 'engine/*.c' 'engine/*.h' | grep -v '^engine/backend_' |

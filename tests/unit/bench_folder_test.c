@@ -11,7 +11,7 @@
 #include "engine/engine.h"
 #include "engine/log.h"
 #include "engine/model.h"
-#include "worker/bench_folder.h"
+#include "worker/bench/bench_folder.h"
 
 static const struct bench_shape small = {2, 64, 96, 4, 2, 16, 320};
 

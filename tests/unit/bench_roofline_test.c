@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "worker/bench_roofline.h"
+#include "worker/bench/bench_roofline.h"
 
 static struct roofline r1(void)
 {

@@ -10,8 +10,8 @@
 #include <unistd.h>
 
 #include "engine/log.h"
-#include "worker/bench_gpu.h"
-#include "worker/bench_json.h"
+#include "worker/bench/bench_gpu.h"
+#include "worker/bench/bench_json.h"
 
 static struct roofline roofline(void)
 {

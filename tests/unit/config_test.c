@@ -7,7 +7,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#include "worker/config.h"
+#include "worker/config/config.h"
 
 enum { ARGS_MAX = 12 };
 

@@ -5,9 +5,9 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "worker/console.h"
-#include "worker/dead_letters.h"
-#include "worker/sink.h"
+#include "worker/commands/console.h"
+#include "worker/sink/dead_letters.h"
+#include "worker/sink/sink.h"
 
 static void times_are_utc_and_strict(void **state)
 {

@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "worker/job.h"
+#include "worker/job/job.h"
 
 static struct text scratch;
 static const struct job_defaults defaults = {{"main", 4}, {"jobs", 4}};

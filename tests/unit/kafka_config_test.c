@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "worker/kafka_config.h"
-#include "worker/source_open.h"
+#include "worker/source/kafka_config.h"
+#include "worker/source/source_open.h"
 
 struct seen {
     char text[512];

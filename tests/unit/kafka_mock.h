@@ -16,8 +16,8 @@
 #include <unistd.h>
 
 #include "engine/log.h"
-#include "worker/job.h"
-#include "worker/source_kafka.h"
+#include "worker/job/job.h"
+#include "worker/source/source_kafka.h"
 
 /* Requests by their keys in the protocol. */
 enum {

@@ -4,8 +4,8 @@
  * See kafka_errors_test.c. */
 #include "kafka_mock.h"
 
-#include "worker/kafka_admin.h"
-#include "worker/kafka_producer.h"
+#include "worker/source/kafka_admin.h"
+#include "worker/source/kafka_producer.h"
 
 static struct producer *out;
 

@@ -7,7 +7,7 @@
 
 #include <stdlib.h>
 
-#include "worker/kafka_watermark.h"
+#include "worker/source/kafka_watermark.h"
 
 static void finishes_in_any_order(void **state)
 {

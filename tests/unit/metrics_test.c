@@ -12,9 +12,9 @@
 #include <string.h>
 
 #include "engine/log.h"
-#include "worker/health.h"
-#include "worker/http_page.h"
-#include "worker/metrics.h"
+#include "worker/monitor/health.h"
+#include "worker/monitor/http_page.h"
+#include "worker/monitor/metrics.h"
 
 /* The sample that begins with `series`; fails where it is absent. */
 static double sample(const char *text, const char *series)

@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "worker/outbox.h"
+#include "worker/sink/outbox.h"
 
 static void copies_are_read_from_headers_and_fields(void **state)
 {

@@ -6,7 +6,7 @@
 #include <cmocka.h>
 
 #include "engine/model.h"
-#include "worker/prepare.h"
+#include "worker/job/prepare.h"
 
 static struct prepare_scratch scratch;
 static struct loaded_model model; /* no folder: a byte is a token */

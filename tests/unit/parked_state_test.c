@@ -9,7 +9,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "worker/parked_state.h"
+#include "worker/job/parked_state.h"
 
 enum { CAP = 300, TOP = 20, PROMPT = 40 };
 struct room {

@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "worker/postgres_arrays.h"
+#include "worker/sink/postgres_arrays.h"
 
 static const char *values[ARRAYS_MAX];
 static int lengths[ARRAYS_MAX], formats[ARRAYS_MAX];

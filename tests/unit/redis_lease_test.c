@@ -7,8 +7,8 @@
 
 #include <stdlib.h>
 
-#include "worker/redis_job.h"
-#include "worker/redis_lease.h"
+#include "worker/source/redis_job.h"
+#include "worker/source/redis_lease.h"
 
 enum { IDS = 700, STEPS = 300000 };
 

@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "worker/redis_reply.h"
+#include "worker/source/redis_reply.h"
 
 /* NULL: not a whole or not a legal reply. */
 static redisReply *parse(const char *text, size_t step)

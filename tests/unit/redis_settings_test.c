@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "worker/source_redis.h"
+#include "worker/source/source_redis.h"
 
 static void urls(void **state)
 {

@@ -6,8 +6,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "worker/prepare.h"
-#include "worker/result.h"
+#include "worker/job/prepare.h"
+#include "worker/job/result.h"
 
 static const char folder[] = "examples/tiny-model";
 static struct loaded_model bytes_model, tiny;

@@ -3,7 +3,7 @@
 #ifndef TRANCHE_TESTS_SINK_DEATHS_H
 #define TRANCHE_TESTS_SINK_DEATHS_H
 
-#include "worker/sink.h"
+#include "worker/sink/sink.h"
 
 static struct lookup deaths_of(struct sink *s, struct key key)
 {

@@ -10,8 +10,8 @@
 #include <stdlib.h>
 
 #include "tests/unit/sink_deaths.h"
-#include "worker/migrate.h"
-#include "worker/sink_postgres.h"
+#include "worker/sink/migrate.h"
+#include "worker/sink/sink_postgres.h"
 
 static struct postgres_opts opts;
 static PGconn *direct;

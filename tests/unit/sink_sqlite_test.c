@@ -11,8 +11,8 @@
 #include <unistd.h>
 
 #include "tests/unit/sink_deaths.h"
-#include "worker/sink.h"
-#include "worker/text.h"
+#include "worker/sink/sink.h"
+#include "worker/job/text.h"
 
 static char path[64];
 

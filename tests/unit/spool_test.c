@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "engine/log.h"
-#include "worker/spool.h"
+#include "worker/sink/spool.h"
 
 static char dir[64];
 

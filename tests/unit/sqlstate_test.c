@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "worker/sqlstate.h"
+#include "worker/sink/sqlstate.h"
 
 static const int64_t second = 1000000000;
 

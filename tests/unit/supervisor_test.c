@@ -13,9 +13,9 @@
 #include <unistd.h>
 
 #include "engine/log.h"
-#include "worker/config.h"
-#include "worker/supervisor.h"
-#include "worker/supervisor_memory.h"
+#include "worker/config/config.h"
+#include "worker/supervisor/supervisor.h"
+#include "worker/supervisor/supervisor_memory.h"
 
 enum { CHILDREN = 40 };
 /* What each child does, and what it saw: shared with them. */

@@ -10,7 +10,7 @@
 
 #include "engine/log.h"
 #include "engine/upload.h"
-#include "worker/bench_folder.h"
+#include "worker/bench/bench_folder.h"
 
 enum { LOADS_MAX = 4096 };
 struct load {

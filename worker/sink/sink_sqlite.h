@@ -1,0 +1,83 @@
+/* sink_sqlite: what the files of the SQLite sink share: its statements and its state. Nobody
+ * else includes this. */
+#ifndef TRANCHE_WORKER_SINK_SINK_SQLITE_H
+#define TRANCHE_WORKER_SINK_SINK_SQLITE_H
+
+#include <sqlite3.h>
+
+#include "worker/sink/sink.h"
+
+enum statement {
+    S_BEGIN,
+    S_COMMIT,
+    S_ROLLBACK,
+    S_LOOKUP,
+    S_ANY_CANCELLED,
+    S_CANCELLED,
+    S_ANY_ATTEMPTS,
+    S_ATTEMPTS,
+    S_COUNT,
+    S_UNCOUNT,
+    S_FORGET,
+    S_RESULT,
+    S_DEAD,
+    S_PROGRESS,
+    S_PROGRESS_READ,
+    S_LOST_RANGE,
+    S_TOUCH,
+    S_BATCH_READ,
+    S_BATCH_WRITE,
+    S_ANY_PARKED,
+    S_PARKED,
+    S_PARK,
+    S_UNPARK,
+    S_FORGET_PARKED,
+    S_TOTALS,
+    S_IN_FLIGHT,
+    S_DEATH,
+    STATEMENTS
+};
+/* What one transaction adds to one row of `batches`. */
+struct tally {
+    struct str run, batch_id, source, config_revision;
+    int64_t rows[RESULT_STATUSES], dead_letters;
+    uint8_t outputs[32];
+    bool used;
+};
+struct sink_sqlite {
+    struct sink sink;
+    sqlite3 *db;
+    sqlite3_stmt *statements[STATEMENTS];
+    struct str touched_run, touched_batch; /* newest in temp.touched; own copies */
+    char touched[2][520];
+    struct tally tally;
+    bool any_parked; /* in this transaction's snapshot */
+};
+
+extern const struct sink_ops sink_sqlite_ops;
+
+int sink_sqlite_error(struct sink_sqlite *s, const char *what, struct err *err);
+/* Runs a bound statement to its end and resets it; the number of rows. first != NULL: the first
+ * column of the first row, if any. */
+int sink_sqlite_finish(struct sink_sqlite *s, sqlite3_stmt *st, int64_t *first, struct err *err);
+/* Ends a transaction: COMMIT, or ROLLBACK where rc is an error. */
+int sink_sqlite_end(struct sink_sqlite *s, int rc, struct err *err);
+void sink_sqlite_close(struct sink *sink);
+
+/* sink_sqlite_deaths.c */
+int sink_sqlite_record_death(struct sink *sink, struct death *death, struct err *err);
+
+/* sink_sqlite_parked.c */
+int sink_sqlite_park(struct sink *sink, const struct parked *parked, size_t n, struct err *err);
+int sink_sqlite_unpark(struct sink *sink, const struct key *keys, size_t n, unpark_take *take,
+                       void *ctx, struct err *err);
+int sink_sqlite_cancelled(struct sink *sink, const struct key *keys, size_t n, bool *out,
+                          struct err *err);
+/* sink_sqlite_progress.c */
+int sink_sqlite_put_progress(struct sink_sqlite *s, const struct progress *p, int64_t now_ns,
+                             struct err *err);
+int sink_sqlite_put_lost_range(struct sink_sqlite *s, const struct lost_range *l, int64_t now_ns,
+                               struct err *err);
+int sink_sqlite_progress_read(struct sink *sink, struct progress *p, size_t n, struct err *err);
+
+#endif
