@@ -1,4 +1,8 @@
 /* main: argv to a command, a command's verdict to an exit code. Nothing else. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
 #include "worker/commands/commands.h"
 
 extern char **environ;
@@ -44,6 +48,19 @@ static int dispatch(const struct config *config)
     CHECK(false); /* a command of the table that this switch lacks */
 }
 
+/* What a command printed has to arrive, or its caller takes a cut list for a whole one. The product
+ * of run and worker is rows: their verdict stands, whoever reads the summary. */
+static int printed(const struct config *config, int status)
+{
+    int why = fflush(stdout) != 0 ? errno : EIO;
+    if (!ferror(stdout) || status == EXIT_OUTPUT)
+        return status;
+    fprintf(stderr, "tranche %s: standard output: cannot write: %s\n", config->command->name,
+            strerror(why));
+    bool rows = !config->help && config->command->id & (COMMAND_RUN | COMMAND_WORKER);
+    return status == EXIT_WELL && !rows ? EXIT_OUTPUT : status;
+}
+
 int main(int argc, char **argv)
 {
     struct config config;
@@ -56,9 +73,9 @@ int main(int argc, char **argv)
         status = EXIT_USAGE;
     } else if (config.help) {
         config_help(stdout, config.command->id == COMMAND_HELP ? NULL : config.command);
-        status = EXIT_WELL;
+        status = printed(&config, EXIT_WELL);
     } else {
-        status = dispatch(&config);
+        status = printed(&config, dispatch(&config));
     }
     config_close(&config);
     return status;

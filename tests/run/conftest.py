@@ -29,10 +29,10 @@ def tiny_model():
 @pytest.fixture
 def tranche(binary, tmp_path):
     """tranche("run", ..., stdin="...", env={...}) -> CompletedProcess, run in tmp_path."""
-    def call(*args, stdin="", env=None, timeout=120):
+    def call(*args, stdin="", env=None, timeout=120, stdout=subprocess.PIPE):
         clean = {k: v for k, v in os.environ.items() if not k.startswith("TRANCHE_")}
         return subprocess.run([binary, *map(str, args)], input=stdin.encode(), cwd=tmp_path,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              stdout=stdout, stderr=subprocess.PIPE,
                               env={**clean, **(env or {})}, timeout=timeout)
     return call
 

@@ -50,6 +50,28 @@ def test_help_of_an_unknown_command(tranche):
     assert '"docter" is no command; the nearest is "doctor"' in process.stderr.decode()
 
 
+@pytest.mark.parametrize("args", [
+    ["version"], ["help"], ["status", "--help"], ["doctor"], ["tokenize"], ["export"], ["status"],
+    ["dlq", "list"], ["run", "--show", "1"]], ids=" ".join)
+def test_an_output_that_cannot_be_written(tranche, tiny_model, tmp_path, args):
+    db, jobs = tmp_path / "rows.db", tmp_path / "jobs.jsonl"
+    jobs.write_text('{"custom_id":"a","prompt":"1+1="}\n')
+    run = ["run", jobs, "--model", tiny_model, "--engine", "sim", "--db", db, "--progress", "off"]
+    assert tranche(*run).returncode == 0
+    command = args[0]
+    if command in ("doctor", "tokenize"):
+        args = [command, "--model", tiny_model]
+    elif command == "run":
+        args = run + args[1:]
+    elif command in ("export", "dlq") or args == ["status"]:
+        args = args + ["--db", db]
+    with open("/dev/full", "wb") as full:
+        process = tranche(*args, stdout=full, stdin='"a b"\n')
+    told = process.stderr.decode().strip().split("\n")[-1]
+    assert process.returncode == (0 if command == "run" else 74), told
+    assert "cannot write: No space left on device" in told
+
+
 def test_version(tranche):
     out, _ = text(tranche("version"))
     assert re.match(r"tranche \d+\.\d+\.\d+ \(", out)

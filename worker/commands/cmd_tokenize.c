@@ -66,7 +66,7 @@ static int lines_fill(struct lines *in, struct err *err)
         return rc;
     /* What is done is shown before we wait: a program at the other end may want it first. */
     if (fflush(stdout) != 0)
-        return err_errno(err, E_FATAL, "standard output");
+        return command_output_failed(err, "standard output", "write");
     ssize_t n;
     do
         n = read(STDIN_FILENO, in->buf + in->end, in->cap - in->end);
@@ -265,8 +265,6 @@ static int run_lines(struct work *w, struct err *err)
         if (rc < 0)
             return err_set(err, rc, "%s", why.msg);
     }
-    if (rc == 0 && fflush(stdout) != 0)
-        return err_errno(err, E_FATAL, "standard output");
     return rc;
 }
 

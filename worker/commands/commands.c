@@ -1,9 +1,11 @@
 /* commands: the small commands, and the step from options to run and export. */
 #include "worker/commands/commands.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <openssl/crypto.h>
 #include <sqlite3.h>
+#include <string.h>
 #include <utf8proc.h>
 
 #include "engine/log.h"
@@ -27,12 +29,20 @@ void command_log_setup(const struct config *config)
         LOG(LOG_WARN, "environment_unknown", LOG_S("text", config->warning));
 }
 
+int command_output_failed(struct err *err, const char *path, const char *what)
+{
+    return err_typed(err, E_FATAL, COMMAND_OUTPUT, "%s: cannot %s: %s", path, what,
+                     strerror(errno));
+}
+
 int command_failed(const struct config *config, const struct err *err)
 {
     fflush(stdout);
     fprintf(stderr, "tranche %s: %s\n", config->command->name, err->msg);
     if (err->code == E_USAGE)
         return EXIT_USAGE;
+    if (strcmp(err->type, COMMAND_OUTPUT) == 0)
+        return EXIT_OUTPUT;
     return err->code == E_RETRY ? EXIT_UNREACHABLE : EXIT_MODEL;
 }
 

@@ -29,6 +29,10 @@ void postgres_opts_from_config(struct postgres_opts *o, const struct config *con
 
 /* "tranche COMMAND: message" on stderr; the exit code that belongs to err->code. */
 int command_failed(const struct config *config, const struct err *err);
+/* Records that `path` could not be written (`what`: "write", "rename"), with errno's text and the
+ * type by which command_failed gives EXIT_OUTPUT. Returns E_FATAL. */
+#define COMMAND_OUTPUT "output"
+int command_output_failed(struct err *err, const char *path, const char *what);
 /* Log level and format from the options; tells config->warning. */
 void command_log_setup(const struct config *config);
 

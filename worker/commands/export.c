@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "worker/commands/commands.h"
 #include "worker/config/config.h"
 #include "worker/sink/query.h"
 #include "worker/sink/sink.h"
@@ -97,14 +98,14 @@ static int output_close(struct output *o, bool keep, struct err *err)
     if (!o->f)
         return rc;
     if (fflush(o->f) != 0 || ferror(o->f))
-        rc = err_errno(err, E_FATAL, "%s: cannot write", o->path);
+        rc = command_output_failed(err, o->path, "write");
     if (o->f != stdout) {
         if (fclose(o->f) != 0 && rc == E_OK)
-            rc = err_errno(err, E_FATAL, "%s: cannot write", o->path);
+            rc = command_output_failed(err, o->path, "write");
         if (!keep || rc < 0)
             unlink(o->fresh);
         else if (rename(o->fresh, o->path) != 0)
-            rc = err_errno(err, E_FATAL, "%s: cannot rename", o->path);
+            rc = command_output_failed(err, o->path, "rename");
     }
     o->f = NULL;
     return rc;
@@ -291,7 +292,7 @@ static int put_row(struct exporter *x, struct err *err)
     if (t->failed)
         return err_set(err, E_FATAL, "export: no memory for a line");
     if (fwrite(t->ptr, 1, t->len, o->f) != t->len)
-        return err_errno(err, E_FATAL, "%s: cannot write", o->path);
+        return command_output_failed(err, o->path, "write");
     return E_OK;
 }
 
@@ -372,10 +373,11 @@ int export_main(const struct export_opts *o)
         code = rc == E_USAGE ? EXIT_USAGE : rc == E_RETRY ? EXIT_UNREACHABLE : EXIT_MODEL;
     } else {
         rc = write_files(&x, &err);
-        code = rc == E_OK      ? EXIT_WELL
-               : rc == E_USAGE ? EXIT_USAGE
-               : rc == E_RETRY ? EXIT_UNREACHABLE
-                               : EXIT_ENGINE;
+        code = rc == E_OK                              ? EXIT_WELL
+               : rc == E_USAGE                         ? EXIT_USAGE
+               : rc == E_RETRY                         ? EXIT_UNREACHABLE
+               : strcmp(err.type, COMMAND_OUTPUT) == 0 ? EXIT_OUTPUT
+                                                       : EXIT_ENGINE;
     }
     if (rc < 0)
         fprintf(stderr, "tranche export: %s\n", err.msg);

@@ -20,6 +20,7 @@ enum exit_code {
     EXIT_MODEL = 65,       /* model folder, input or schema */
     EXIT_UNREACHABLE = 69, /* database or broker at start */
     EXIT_ENGINE = 70,      /* the engine was lost */
+    EXIT_OUTPUT = 74,      /* standard output or a file of the command cannot be written */
     EXIT_INTERRUPTED = 130,
     EXIT_TERMINATED = 143,
 };

@@ -64,18 +64,18 @@ const struct command_info command_table[] = {
      "rows/s speaks of the last minute. With --source it asks the broker too. Reads only; the "
      "user\n"
      "of --db may be a member of tranche_redrive.\n"
-     "Exit: 0 done, 64 options, 65 rights or schema, 69 database or broker.",
+     "Exit: 0 done, 64 options, 65 rights or schema, 69 database or broker, 74 output.",
      1},
     {COMMAND_CANCEL, "cancel", "BATCH [ID...]", "jobs that nobody wants any more",
      "Without ids the whole batch, those of its jobs that are still to come included. A job that "
      "has\n"
      "a row keeps it; the others get one with status `cancelled` when a worker meets them.\n"
-     "Exit: 0 done, 64 options, 65 rights or schema, 69 database.",
+     "Exit: 0 done, 64 options, 65 rights or schema, 69 database, 74 output.",
      16},
     {COMMAND_DLQ, "dlq", "list|show KEY|redrive", "dead letters: look at them, send them again",
      "redrive sends each open letter of the filter to --source, in a run of its own: main~1, of a\n"
      "letter that dies there main~2, at most main~3; the first row of a key stays for ever.\n"
-     "Exit: 0 done, 64 options, 65 rights or schema, 69 database or broker.",
+     "Exit: 0 done, 64 options, 65 rights or schema, 69 database or broker, 74 output.",
      2},
     {COMMAND_SEEK, "seek", "", "move the stored position of a topic's group",
      "Stop the workers first. Messages that are skipped get no row; those that are read again "
@@ -92,7 +92,7 @@ const struct command_info command_table[] = {
     {COMMAND_PRUNE, "prune", "", "remove rows by age",
      "Counts in `batches` stay as they are. A result that is gone no longer stops a message that\n"
      "comes again: keep results longer than the broker keeps messages. Needs tranche_owner.\n"
-     "Exit: 0 done, 64 options, 65 rights or schema, 69 database.",
+     "Exit: 0 done, 64 options, 65 rights or schema, 69 database, 74 output.",
      0},
     {COMMAND_EXPORT, "export", "", "write OpenAI batch output and error files from a database",
      "Rows of one batch, in the order of their input where it is known.", 0},
@@ -103,7 +103,7 @@ const struct command_info command_table[] = {
      "roles,\n"
      "over a direct connection; again and side by side is harmless. Workers only check the "
      "version.\n"
-     "Exit: 0 done, 64 options, 65 rights or schema, 69 database.",
+     "Exit: 0 done, 64 options, 65 rights or schema, 69 database, 74 output.",
      0},
     {COMMAND_TOKENIZE, "tokenize", "", "JSON strings on standard input to arrays of token ids",
      "Each input line is one JSON string; each output line is one JSON array of ids. --decode "
