@@ -30,14 +30,15 @@ def broker(tmp_path_factory):
 class Queue:
     """One topic, one group, one database, and the workers of one test."""
 
-    def __init__(self, binary, broker, folder, topic):
+    def __init__(self, binary, broker, folder, topic, init=True):
         self.binary, self.broker, self.folder, self.topic = binary, broker, folder, topic
         self.url = f"kafka://{broker.address}/{topic}"
         self.db = f"{folder}/rows.db"
         self.workers = []
         self.started = 0
         (folder / "client.conf").write_text(FAST)
-        self.call("init", "--source", self.url, "--partitions", 3)
+        if init:
+            self.call("init", "--source", self.url, "--partitions", 3)
 
     def call(self, *args, check=True, timeout=120):
         env = {k: v for k, v in os.environ.items() if not k.startswith("TRANCHE_")}

@@ -23,9 +23,12 @@ static void claims_and_commits_what_is_done(void **state)
         assert_int_equal(m.jobs[i]->sequence, i);
     }
     assert_true(lag().joined);
+    assert_int_equal(lag().messages, MESSAGES);
     assert_int_equal(m.source->ops->ack(m.source, m.jobs + 1, MESSAGES - 1, &m.err), E_OK);
     assert_int_equal(kafka_watermark_value(&partition()->watermark), 0);
+    assert_int_equal(lag().messages, MESSAGES);
     assert_int_equal(m.source->ops->ack(m.source, m.jobs, 1, &m.err), E_OK);
+    assert_int_equal(lag().messages, 0);
     assert_int_equal(kafka_commit(kafka_of(m.source), true, &m.err), E_OK);
     assert_int_equal(partition()->sent, MESSAGES);
     assert_int_equal(group_lag(m.source), 0);

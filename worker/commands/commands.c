@@ -92,6 +92,10 @@ static int serve_child(void *ctx, struct supervised *self, enum child_task task)
     struct http *http = NULL;
     health_begin(config_int(s->config, "watchdog"));
     metric_set(METRIC_START_TIME, 0, clock_wall_ns(clock_system()));
+    /* Before the first word of the source an empty queue would be a lie. */
+    metric_set(METRIC_LAG, 0, METRIC_UNKNOWN);
+    metric_set(METRIC_LAG_BYTES, 0, METRIC_UNKNOWN);
+    metric_set(METRIC_PENDING, 0, METRIC_UNKNOWN);
     if (task == CHILD_WORK && s->http >= 0 && http_open(&http, s->http, &err) < 0)
         return command_failed(s->config, &err);
     int code = s->main((void *)(uintptr_t)s->config, self, task);

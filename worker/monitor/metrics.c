@@ -117,8 +117,8 @@ static const struct family families[METRICS] = {
                           .per_unit = NS},
     [METRIC_LAG] =
         {.name = "tranche_source_lag_messages",
-         .help = "What the source says is left: Kafka, unread of our partitions; Redis, unread "
-                 "and pending of the group.",
+         .help = "What is left, as KEDA reads it: Kafka, not acknowledged of our partitions (the "
+                 "end as of the last fetch); Redis, unread and pending of the group.",
          .type = GAUGE},
     [METRIC_LAG_BYTES] = {.name = "tranche_source_lag_bytes",
                           .help = "Bytes of a file that are unread.",

@@ -36,7 +36,7 @@ struct source_service {
     int32_t n_started;
 };
 struct source_lag {
-    int64_t messages; /* unread; -1: not known */
+    int64_t messages; /* a queue's: not acknowledged; a file's: unread; -1: not known */
     int64_t bytes;    /* unread; -1: not known */
     int64_t bytes_total;
     int64_t pending; /* claimed by any worker of the group and not acknowledged; -1: not known */

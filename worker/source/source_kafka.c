@@ -269,6 +269,7 @@ static int64_t kafka_position(const struct source *source, int32_t partition)
     return ((const struct source_kafka *)source)->partitions[partition].watermark.position;
 }
 
+/* As a scaler counts: what was claimed and is not done is not behind us. */
 static void kafka_lag(const struct source *source, struct source_lag *out)
 {
     const struct source_kafka *k = (const struct source_kafka *)source;
@@ -280,13 +281,14 @@ static void kafka_lag(const struct source *source, struct source_lag *out)
     for (int32_t i = 0; i < k->n_partitions; i++) {
         const struct kafka_partition *p = &k->partitions[i];
         int64_t low, high;
-        if (!p->owned || !p->started)
+        if (!p->owned)
             continue;
-        if (rd_kafka_get_watermark_offsets(k->rk, k->topic, i, &low, &high) !=
+        if (!p->started ||
+            rd_kafka_get_watermark_offsets(k->rk, k->topic, i, &low, &high) !=
                 RD_KAFKA_RESP_ERR_NO_ERROR ||
             high < 0)
             return;
-        lag += TR_MAX(high - p->watermark.position, (int64_t)0);
+        lag += TR_MAX(high - kafka_watermark_value(&p->watermark), (int64_t)0);
     }
     out->messages = lag;
 }
