@@ -7,8 +7,10 @@ tests/keda runs KEDA's own code on the same states and compares.
 import collections
 import dataclasses
 import math
+import re
 import threading
 import time
+import urllib.request
 
 import confluent_kafka
 
@@ -190,3 +192,39 @@ class Watch(threading.Thread):
             worst = max(worst, s.moment - self.samples[back].moment)
         assert after < len(self.samples) / 4, f"{after} of {len(self.samples)} were never true"
         return worst
+
+    def agrees_with(self, seen, within_s=POLLING_S / 3):
+        """seen: (moment, a gauge's value); each lies among our values of about the same time."""
+        between = 0
+        for moment, value in seen:
+            near = [s.lag for s in self.samples if abs(s.moment - moment) < within_s]
+            assert near and min(near) <= value <= max(near), (value, near)
+            between += 0 < value < max(s.lag for s in self.samples)
+        assert between > 5, "read while work was being done"
+
+
+class Gauge:
+    """tranche_source_lag_messages of a worker, found by its log; None while it does not know."""
+
+    def __init__(self, log):
+        until = time.monotonic() + 60
+        while "event=http_listening" not in log():
+            assert time.monotonic() < until, log()[-3000:]
+            time.sleep(0.05)
+        self.port = int(re.search(r"http_listening host=\S+ port=(\d+)", log())[1])
+
+    def read(self):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as answer:
+            found = re.search(r"^tranche_source_lag_messages (\d+)$", answer.read().decode(), re.M)
+        return int(found[1]) if found else None
+
+    def follow(self, over, timeout_s=240):
+        """[(moment, value)] until over() and the gauge says zero."""
+        seen, until = [], time.monotonic() + timeout_s
+        while not (seen and seen[-1][1] == 0 and over()):
+            assert time.monotonic() < until, seen[-5:]
+            value = self.read()
+            if value is not None:
+                seen.append((time.monotonic(), value))
+            time.sleep(0.1)
+        return seen

@@ -14,9 +14,8 @@ from confluent_kafka import KafkaException, Producer
 
 from conftest import ROOT
 from kafka_broker import Broker
-from keda_reference import POLLING_S, KafkaLag, KafkaTrigger, Watch
+from keda_reference import POLLING_S, Gauge, KafkaLag, KafkaTrigger, Watch
 from redis_server import wait_until
-from test_http import parse
 from test_kafka import Queue, jobs
 
 sys.path.insert(0, str(ROOT / "tests/faults"))
@@ -239,42 +238,11 @@ def test_our_gauge_says_the_same(topic):
     topic.init()
     topic.send(600)
     worker = topic.work(*SLOW, "--http", "127.0.0.1:0")
-    gauge = Gauge(topic.logs)
     watch = topic.watch()
-    seen = []
     try:
-        until = time.monotonic() + 120
-        while not (seen and seen[-1][1] == 0 and topic.count() == 600):
-            assert time.monotonic() < until and worker.poll() is None, topic.logs()[-3000:]
-            value = gauge.read()
-            if value is not None:
-                seen.append((time.monotonic(), value))
-            time.sleep(0.1)
+        seen = Gauge(topic.logs).follow(lambda: topic.count() == 600)
         watch.wait_zero(60)
     finally:
         watch.end()
-    agrees(seen, watch)
-
-
-class Gauge:
-    """The lag gauge of a worker by its log's port; None while it does not know."""
-
-    def __init__(self, log):
-        wait_until(lambda: "event=http_listening" in log(), 60)
-        self.port = int(re.search(r"http_listening host=\S+ port=(\d+)", log())[1])
-
-    def read(self):
-        import urllib.request
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as answer:
-            value = parse(answer.read().decode())[0].get(("tranche_source_lag_messages", ""))
-        return None if value is None or value != value else int(value)
-
-
-def agrees(seen, watch, within_s=POLLING_S / 2):
-    """Each value of the gauge lies among KEDA's of the same time, give or take a scrape."""
-    between = 0
-    for moment, value in seen:
-        near = [s.lag for s in watch.samples if abs(s.moment - moment) < within_s]
-        assert min(near) <= value <= max(near), (value, near)
-        between += 0 < value < 600
-    assert between > 5, "read while work was being done"
+    assert worker.poll() is None, topic.logs()[-3000:]
+    watch.agrees_with(seen)
