@@ -7,150 +7,42 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include <sqlite3.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "engine/log.h"
-#include "worker/outstanding.h"
+#include "tests/unit/memory_source.h"
+#include "tests/unit/rows_file.h"
+#include "tests/unit/through_sink.h"
 #include "worker/worker.h"
 
-static char path[64];
+static struct memory_source source;
 
-static int64_t ask(const char *sql)
+/* Where a job is given back before its states are there, a peer would begin it anew. */
+static int released_before_park;
+static void look_for_state(const struct job *job)
 {
-    sqlite3 *db;
-    sqlite3_stmt *st;
-    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
-    sqlite3_busy_timeout(db, 10000);
-    if (sqlite3_prepare_v2(db, sql, -1, &st, NULL) != SQLITE_OK)
-        fail_msg("%s: %s", sql, sqlite3_errmsg(db));
-    int64_t n = sqlite3_step(st) == SQLITE_ROW ? sqlite3_column_int64(st, 0) : -1;
-    sqlite3_finalize(st);
-    sqlite3_close(db);
-    return n;
-}
-
-/* ---- a source in memory ---- */
-struct fake_source {
-    struct source source;
-    const char *const *lines;
-    int n, next, acked, released;
-    int before_park; /* released before its states were there: counted by the sink below */
-};
-static struct fake_source source;
-
-static int fake_claim(struct source *s, const struct source_budget *budget, struct job **out,
-                      int cap, int64_t timeout_ns, bool *drained, struct err *err)
-{
-    struct fake_source *f = (struct fake_source *)s;
-    int n = 0;
-    (void)err;
-    while (n < cap && n < budget->rows && f->next < f->n) {
-        const char *line = f->lines[f->next];
-        struct job *job = job_open(strlen(line));
-        memcpy((char *)(uintptr_t)job->message.ptr, line, strlen(line));
-        job_printf(job, &job->origin, "b:%d", f->next + 1);
-        job_printf(job, &job->place, "\"line\":%d", f->next + 1);
-        job->sequence = f->next++;
-        job->position = job->sequence + 1;
-        out[n++] = job;
-    }
-    *drained = f->next == f->n;
-    if (n == 0 && !*drained)
-        clock_sleep_ns(clock_system(), TR_MIN(timeout_ns, (int64_t)5000000));
-    return n;
-}
-static int fake_service(struct source *s, struct source_service *out, struct err *err)
-{
-    (void)s;
-    (void)err;
-    *out = (struct source_service){0};
-    return E_OK;
-}
-static int fake_ack(struct source *s, struct job *const *jobs, size_t n, struct err *err)
-{
-    (void)jobs;
-    (void)err;
-    ((struct fake_source *)s)->acked += (int)n;
-    return E_OK;
-}
-static int fake_release(struct source *s, struct job *const *jobs, size_t n, struct err *err)
-{
-    struct fake_source *f = (struct fake_source *)s;
-    (void)err;
-    for (size_t i = 0; i < n; i++) {
-        char sql[200];
-        bool begun = false;
-        for (int32_t k = 0; k < jobs[i]->n_choices; k++)
-            begun = begun || jobs[i]->choices[k].out.n > 0;
-        snprintf(sql, sizeof sql, "SELECT count(*) FROM parked WHERE custom_id='%.40s'",
-                 jobs[i]->custom_id.ptr);
-        f->before_park += begun && ask(sql) == 0;
-        f->released++;
-    }
-    return E_OK;
-}
-static int64_t fake_position(const struct source *s, int32_t partition)
-{
-    (void)partition;
-    return ((const struct fake_source *)s)->next;
-}
-static void fake_lag(const struct source *s, struct source_lag *out)
-{
-    (void)s;
-    *out = (struct source_lag){
-        .messages = -1, .bytes = -1, .bytes_total = -1, .pending = -1, .joined = true};
-}
-static void fake_close(struct source *s)
-{
-    (void)s;
+    char sql[200];
+    bool begun = false;
+    for (int32_t k = 0; k < job->n_choices; k++)
+        begun = begun || job->choices[k].out.n > 0;
+    snprintf(sql, sizeof sql, "SELECT count(*) FROM parked WHERE custom_id='%.40s'",
+             job->custom_id.ptr);
+    released_before_park += begun && ask(sql) == 0;
 }
 
-/* ---- a sink whose park fails on demand, over the real one ---- */
-static struct sink *real;
+/* ---- a sink whose park fails on demand ---- */
 static int park_answer, polls;
-static struct sink_ops spy_ops;
-static int spy_lookup(struct sink *s, struct lookup *l, size_t n, struct err *err)
+static int park_or_not(struct sink *s, const struct parked *p, size_t n, struct err *err)
 {
-    (void)s;
-    return real->ops->lookup(real, l, n, err);
-}
-static int spy_count(struct sink *s, const struct key *k, size_t n, int what, int32_t *a,
-                     struct err *err)
-{
-    (void)s;
-    return real->ops->count_attempts(real, k, n, what, a, err);
-}
-static int spy_commit(struct sink *s, const struct commit *c, struct commit_counts *counts,
-                      struct err *err)
-{
-    (void)s;
-    return real->ops->commit(real, c, counts, err);
-}
-static int spy_park(struct sink *s, const struct parked *p, size_t n, struct err *err)
-{
-    (void)s;
     if (park_answer < 0)
         return err_set(err, park_answer, "injected");
-    return real->ops->park(real, p, n, err);
+    return through_park(s, p, n, err);
 }
-static int spy_unpark(struct sink *s, const struct key *k, size_t n, unpark_take *take, void *ctx,
-                      struct err *err)
+static int count_polls(struct sink *s, const struct key *k, size_t n, bool *out, struct err *err)
 {
-    (void)s;
-    return real->ops->unpark(real, k, n, take, ctx, err);
-}
-static int spy_cancelled(struct sink *s, const struct key *k, size_t n, bool *out, struct err *err)
-{
-    (void)s;
     polls++;
-    return real->ops->cancelled(real, k, n, out, err);
-}
-static int spy_totals(struct sink *s, struct totals *t, struct err *err)
-{
-    (void)s;
-    return real->ops->totals(real, t, err);
+    return through_cancelled(s, k, n, out, err);
 }
 
 /* ---- a wall clock that runs fast, so that a deadline's minute of slack passes ---- */
@@ -209,25 +101,14 @@ static void sleep_and_happen(void *ctx, int64_t ns)
 }
 static const struct clock step_clock = {fast_mono, fast_mono, sleep_and_happen, NULL};
 
-static int run_with(const struct setting *set, struct engine *engine, struct loaded_model *model)
+static int run_with(const struct setting *set, struct engine *engine, struct loaded_model *model,
+                    struct sink *real)
 {
-    static const struct source_ops source_ops = {.name = "fake",
-                                                 .claim = fake_claim,
-                                                 .service = fake_service,
-                                                 .ack = fake_ack,
-                                                 .release = fake_release,
-                                                 .position = fake_position,
-                                                 .lag = fake_lag,
-                                                 .close = fake_close};
-    spy_ops = (struct sink_ops){.name = "spy",
-                                .lookup = spy_lookup,
-                                .count_attempts = spy_count,
-                                .commit = spy_commit,
-                                .park = spy_park,
-                                .unpark = spy_unpark,
-                                .cancelled = spy_cancelled,
-                                .totals = spy_totals};
-    struct sink spy = {.ops = &spy_ops};
+    static struct sink_ops ops;
+    ops = through_sink_ops;
+    ops.park = park_or_not;
+    ops.cancelled = count_polls;
+    struct through_sink sink = {.sink.ops = &ops, .real = real};
     struct prepare_context prepare = {
         .model = model,
         .params = {.default_max_tokens = 400, .vocab_size = 256, .max_model_len = 4096},
@@ -237,12 +118,13 @@ static int run_with(const struct setting *set, struct engine *engine, struct loa
                                     .config_revision = set->revision ? set->revision : "c",
                                     .worker = "w",
                                     .source_label = STR("b.jsonl")};
-    source = (struct fake_source){
-        .source = {&source_ops, "b.jsonl", "b"}, .lines = set->lines, .n = set->n};
+    source = memory_source_of(set->lines, set->n);
+    source.on_release = look_for_state;
+    released_before_park = 0;
     struct worker_opts opts = {.source = &source.source,
                                .engines = &engine,
                                .n_engines = 1,
-                               .sink = &spy,
+                               .sink = &sink.sink,
                                .prepare = &prepare,
                                .result = &result,
                                .clock = set->clock ? set->clock : clock_system(),
@@ -260,8 +142,9 @@ static int run_with(const struct setting *set, struct engine *engine, struct loa
 
 static int run(const struct setting *set)
 {
-    struct sqlite_opts sqlite = {.path = path};
+    struct sqlite_opts sqlite = {.path = rows_path};
     struct engine *engine = NULL;
+    struct sink *real = NULL;
     struct loaded_model model = {
         .rules = {.think_open_id = -1, .think_close_id = -1},
         .engine = {.kind = ENGINE_SIM,
@@ -281,7 +164,7 @@ static int run(const struct setting *set)
     assert_int_equal(sink_sqlite_open(&real, &sqlite, &error), E_OK);
     if (engine_open(&engine, &model.engine, &error) < 0)
         fail_msg("%s", error.msg);
-    int rc = run_with(set, engine, &model);
+    int rc = run_with(set, engine, &model, real);
     engine_close(engine);
     sink_close(real);
     return rc;
@@ -301,28 +184,16 @@ static int set_up(void **state)
                  i, i, 20 + i * 5, 1 + i % 3, i % 2 ? ",\"logprobs\":2,\"temperature\":1" : "");
         many[i] = many_text[i];
     }
-    strcpy(path, "/tmp/tranche-park-XXXXXX");
-    int fd = mkstemp(path);
-    close(fd);
+    rows_file_open();
     park_answer = polls = 0;
     log_setup(LOG_OFF, LOG_LOGFMT, 2);
-    return fd < 0;
-}
-
-static void remove_file(void)
-{
-    static const char *const suffix[] = {"", "-wal", "-shm"};
-    for (size_t i = 0; i < TR_COUNT(suffix); i++) {
-        char name[80];
-        snprintf(name, sizeof name, "%s%s", path, suffix[i]);
-        unlink(name);
-    }
+    return 0;
 }
 
 static int tear_down(void **state)
 {
     (void)state;
-    remove_file();
+    rows_file_remove();
     return 0;
 }
 
@@ -337,7 +208,7 @@ static void run_calm(void)
     assert_false(summary.work_left);
     calm_totals = summary.totals;
     calm_sampled = summary.engine.sampled;
-    remove_file();
+    rows_file_remove();
 }
 
 static void expect_calm_rows(void)
@@ -369,7 +240,7 @@ static void parked_work_goes_on_and_is_not_done_again(void **state)
         device_ns += summary.engine.device_ns;
         resumed += summary.resumed;
         rows += summary.rows[RESULT_OK];
-        assert_int_equal(source.before_park, 0);
+        assert_int_equal(released_before_park, 0);
         assert_int_equal(source.acked, summary.rows[RESULT_OK] + summary.present);
         if (!summary.work_left)
             break;
@@ -451,7 +322,7 @@ static void jobs_go_back_when_nothing_can_be_parked(void **state)
                           .grace_ns = 4000000};
     park_answer = E_FATAL;
     assert_int_equal(run(&set), E_OK);
-    assert_true(summary.work_left && source.before_park > 0);
+    assert_true(summary.work_left && released_before_park > 0);
     assert_int_equal(summary.parked, 0);
     assert_int_equal(ask("SELECT coalesce(sum(n),0) FROM job_attempts"), 0);
     park_answer = E_RETRY; /* until the time for it is over */
@@ -514,37 +385,6 @@ static void the_grace_is_split(void **state)
     assert_int_equal(b.work_ns, 0);
     assert_int_equal(b.sink_ns, 0);
     assert_int_equal(b.exit_ns, 5 * s);
-}
-
-static void a_released_job_holds_the_watermark(void **state)
-{
-    (void)state;
-    struct outstanding o;
-    struct err err = {0};
-    struct job *jobs[4];
-    int64_t messages;
-    assert_int_equal(outstanding_open(&o, 8, &err), E_OK);
-    for (int i = 0; i < 4; i++) {
-        jobs[i] = job_open(0);
-        jobs[i]->arrival = jobs[i]->sequence = i;
-        jobs[i]->from_position = i * 10;
-        jobs[i]->position = i * 10 + 10;
-        outstanding_arrive(&o, jobs[i]);
-        assert_ptr_equal(outstanding_next(&o), jobs[i]);
-    }
-    static const int order[] = {3, 1, 2};
-    for (int i = 0; i < 3; i++) {
-        outstanding_hold(&o, jobs[order[i]]);
-        outstanding_leave(&o, jobs[order[i]]);
-    }
-    outstanding_leave(&o, jobs[0]); /* settled */
-    assert_int_equal(partition_watermark(&o.partitions[0], 9, &messages), 10);
-    assert_int_equal(messages, 1);
-    outstanding_disown(&o, 0); /* whoever comes next begins anew */
-    assert_false(o.partitions[0].held);
-    for (int i = 0; i < 4; i++)
-        job_close(jobs[i]);
-    outstanding_close(&o);
 }
 
 /* ---- cancelling ---- */
@@ -652,40 +492,6 @@ static void the_urgent_go_first(void **state)
                     "0) < coalesce(json_extract(a.source,'$.priority'),0) AND b.rowid > 4)") == 0);
 }
 
-static bool wanted_cut(const struct job *job)
-{
-    return atomic_load(&job->cut) != CUT_NONE;
-}
-
-static void a_heap_gives_out_what_is_wanted(void **state)
-{
-    (void)state;
-    struct job_heap h;
-    struct err err = {0};
-    struct job *jobs[200], *out[200];
-    assert_int_equal(job_heap_open(&h, 200, &err), E_OK);
-    for (int i = 0; i < 200; i++) {
-        jobs[i] = job_open(0);
-        jobs[i]->arrival = i;
-        jobs[i]->priority = i * 7 % 5;
-        atomic_store(&jobs[i]->cut, i % 3 == 0);
-        job_heap_push(&h, jobs[i]);
-    }
-    size_t n = job_heap_take(&h, wanted_cut, out);
-    assert_int_equal(n, 67);
-    for (size_t i = 0; i < n; i++)
-        assert_int_equal(out[i]->arrival % 3, 0);
-    struct job *last = NULL;
-    for (struct job *job; (job = job_heap_pop(&h)); last = job, n++) {
-        assert_int_not_equal(job->arrival % 3, 0);
-        assert_true(!last || last->priority > job->priority ||
-                    (last->priority == job->priority && last->arrival < job->arrival));
-    }
-    assert_int_equal(n, 200);
-    for (int i = 0; i < 200; i++)
-        job_close(jobs[i]);
-    job_heap_close(&h);
-}
 int main(void)
 {
 #define WITH_FILE(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
@@ -697,12 +503,10 @@ int main(void)
         WITH_FILE(a_second_signal_leaves_at_once),
         WITH_FILE(what_fits_the_grace_is_finished),
         cmocka_unit_test(the_grace_is_split),
-        cmocka_unit_test(a_released_job_holds_the_watermark),
         WITH_FILE(cancellations_reach_what_waits_and_what_runs),
         WITH_FILE(a_whole_batch_is_cancelled),
         WITH_FILE(deadlines_pass_while_jobs_wait_and_run),
         WITH_FILE(the_urgent_go_first),
-        cmocka_unit_test(a_heap_gives_out_what_is_wanted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
