@@ -58,7 +58,7 @@ static void answer(struct intake *in, const struct item *item)
 }
 
 /* Acknowledges or releases jobs and lets go of their memory. */
-static void give_back(struct intake *in, struct item *items, size_t n)
+static void settle(struct intake *in, const struct item *items, size_t n)
 {
     struct job *jobs[RETURN_BATCH];
     struct source *source = in->opts.source;
@@ -83,15 +83,28 @@ static void give_back(struct intake *in, struct item *items, size_t n)
             job_close(jobs[i]);
         }
     }
-    for (size_t i = 0; i < n; i++)
+}
+
+/* In the worker's order: what it acknowledges behind a flush belongs to no watermark that it has
+ * stored, and must find the partition given back. */
+static void give_back(struct intake *in, const struct item *items, size_t n)
+{
+    size_t from = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (items[i].kind == TASK_ACK || items[i].kind == TASK_RELEASE)
+            continue;
+        settle(in, items + from, i - from);
         answer(in, &items[i]);
+        from = i + 1;
+    }
+    settle(in, items + from, n - from);
 }
 
 static void tell(struct intake *in, enum event kind, const int32_t *partitions, int32_t n)
 {
     for (int32_t i = 0; i < n; i++) {
-        struct item item = {(int)kind, partition_item(partitions[i])};
         in->epoch[partitions[i]] += kind != EVENT_ASSIGNED;
+        struct item item = {(int)kind, partition_item(partitions[i], in->epoch[partitions[i]])};
         queue_push(in->opts.events, &item, 1);
     }
 }

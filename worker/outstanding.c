@@ -19,7 +19,7 @@ void outstanding_close(struct outstanding *o)
     for (size_t i = 0; o->ring && i < o->cap; i++)
         job_close(o->ring[i]);
     for (int32_t p = 0; p < SOURCE_PARTITIONS_MAX; p++)
-        outstanding_disown(o, p);
+        outstanding_disown(o, p, 0);
     for (struct job *job = o->orphans.first, *behind; job; job = behind) {
         behind = job->behind;
         job_close(job);
@@ -47,7 +47,7 @@ static struct partition *list_of(struct outstanding *o, const struct job *job)
     return orphan(o, job) ? &o->orphans : &o->partitions[job->partition];
 }
 
-void outstanding_disown(struct outstanding *o, int32_t partition)
+void outstanding_disown(struct outstanding *o, int32_t partition, int32_t epoch)
 {
     struct partition *p = &o->partitions[partition], *orphans = &o->orphans;
     if (p->first) {
@@ -58,7 +58,7 @@ void outstanding_disown(struct outstanding *o, int32_t partition)
             orphans->first = p->first;
         orphans->last = p->last;
     }
-    *p = (struct partition){.epoch = p->epoch + 1};
+    *p = (struct partition){.epoch = epoch};
 }
 
 bool outstanding_orphaned(const struct outstanding *o, const struct job *job)

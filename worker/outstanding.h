@@ -10,7 +10,8 @@
 struct partition {
     struct job *first, *last;   /* in the source's order, by job->before and job->behind */
     int64_t position, messages; /* behind the newest job that was entered */
-    int32_t epoch;              /* times that it was taken away */
+    int32_t epoch;              /* times that it was taken away, as the source's thread counts */
+    int32_t epoch_next;         /* once `revoked` is dealt with */
     bool used;
     bool revoked, wants_start; /* the worker's: see worker_partitions.c */
     bool held;                 /* a job was given back: no watermark passes it */
@@ -40,9 +41,9 @@ void outstanding_enter_key(struct outstanding *o, struct job *job);
 void outstanding_leave_key(struct outstanding *o, struct job *job); /* harmless when not entered */
 /* The job is settled: out of its partition. */
 void outstanding_leave(struct outstanding *o, struct job *job);
-/* The partition was taken away: its jobs go on as orphans, which no watermark counts. Its next job
- * begins a new watermark. */
-void outstanding_disown(struct outstanding *o, int32_t partition);
+/* The partition was taken away: its jobs go on as orphans, which no watermark counts. Its next job,
+ * of `epoch`, begins a new watermark. */
+void outstanding_disown(struct outstanding *o, int32_t partition, int32_t epoch);
 /* Whether nobody waits for this job here: it and its twins are orphans. */
 bool outstanding_orphaned(const struct outstanding *o, const struct job *job);
 

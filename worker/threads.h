@@ -39,14 +39,18 @@ struct start { /* of TASK_START; mem_alloc'd, the intake's from there on */
     int32_t partition;
     int64_t position;
 };
-/* A partition as an item's pointer. */
-static inline void *partition_item(int32_t partition)
+/* A partition as an item's pointer, and its epoch: the one that its next jobs carry. */
+static inline void *partition_item(int32_t partition, int32_t epoch)
 {
-    return (void *)(intptr_t)partition;
+    return (void *)((intptr_t)epoch * SOURCE_PARTITIONS_MAX + partition);
 }
 static inline int32_t item_partition(const struct item *item)
 {
-    return (int32_t)(intptr_t)item->ptr;
+    return (int32_t)((intptr_t)item->ptr % SOURCE_PARTITIONS_MAX);
+}
+static inline int32_t item_epoch(const struct item *item)
+{
+    return (int32_t)((intptr_t)item->ptr / SOURCE_PARTITIONS_MAX);
 }
 
 struct intake;

@@ -59,9 +59,10 @@ void worker_partition_event(struct worker *w, const struct item *item)
         w->out.partitions[p].wants_start = true;
     } else if (item->kind == EVENT_REVOKED) {
         w->out.partitions[p].revoked = true;
+        w->out.partitions[p].epoch_next = item_epoch(item);
         w->flush = FLUSH_ASKED;
     } else {
-        outstanding_disown(&w->out, p);
+        outstanding_disown(&w->out, p, item_epoch(item));
     }
 }
 
@@ -110,7 +111,7 @@ void worker_partition_flush(struct worker *w)
     for (int32_t p = 0; p < SOURCE_PARTITIONS_MAX; p++)
         if (w->out.partitions[p].revoked) {
             bool wants = w->out.partitions[p].wants_start;
-            outstanding_disown(&w->out, p);
+            outstanding_disown(&w->out, p, w->out.partitions[p].epoch_next);
             w->out.partitions[p].wants_start = wants;
         }
     FAILPOINT("kafka.flushed");

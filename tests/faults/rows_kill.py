@@ -158,18 +158,21 @@ def terms(case):
 
 
 @row(10, "rebalance storm", lambda full: [
-    ({"broker": "kafka", "partitions": 12, "seconds": 60 if full else 8}, s)
-    for s in range(1, 6 if full else 2)])
+    ({"broker": "kafka", "partitions": 12, "seconds": 60 if full else 8, "slow_ms": slow}, s)
+    for s in range(1, 6 if full else 2) for slow in (0, 150)])
 def storm(case):
-    """Workers join and leave all the time, one in three without a word."""
+    """Workers join and leave all the time, one in three without a word. `slow_ms`: what the source's
+    thread sleeps before each claim, so that the worker's answers to it pile up."""
+    slow = case.params["slow_ms"]
+    fail = f"s2.before_claim:sleep={slow}@1+" if slow else None
     case.submit(2000)
     case.watch()
-    pods = [case.worker(step="10ms")]
+    pods = [case.worker(step="10ms", fail=fail)]
     until = time.monotonic() + case.params["seconds"]
     while time.monotonic() < until:
         time.sleep(case.dice.uniform(0.3, 2.5))
         if len(pods) < 2 or (len(pods) < 4 and case.dice.random() < 0.5):
-            pods.append(case.worker(step="10ms"))
+            pods.append(case.worker(step="10ms", fail=fail))
             continue
         pod = pods.pop(case.dice.randrange(len(pods)))
         if case.dice.random() < 0.33:

@@ -70,7 +70,7 @@ static void a_released_job_holds_the_watermark(void **state)
     outstanding_leave(&o, jobs[0]); /* settled */
     assert_int_equal(partition_watermark(&o.partitions[0], 9, &messages), 10);
     assert_int_equal(messages, 1);
-    outstanding_disown(&o, 0); /* whoever comes next begins anew */
+    outstanding_disown(&o, 0, 1); /* whoever comes next begins anew */
     assert_false(o.partitions[0].held);
     for (int i = 0; i < 4; i++)
         job_close(jobs[i]);

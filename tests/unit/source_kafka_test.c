@@ -187,6 +187,36 @@ static void no_room_pauses_and_loses_nothing(void **state)
         assert_int_equal(m.jobs[i]->position, i + 1);
 }
 
+/* It was polled and did not fit: whoever has the partition next reads it again. */
+static void what_is_held_back_goes_with_its_partition(void **state)
+{
+    struct source_budget small = {2, 10};
+    bool drained;
+    (void)state;
+    produce(MESSAGES);
+    assert_int_equal(open_source(), E_OK);
+    for (int i = 0; i < 400 && m.n == 0; i++)
+        (void)turn(1);
+    struct source_kafka *k = kafka_of(m.source);
+    for (int i = 0; i < 200 && !k->held; i++)
+        m.n +=
+            m.source->ops->claim(m.source, &small, m.jobs + m.n, 2, SECOND / 20, &drained, &m.err);
+    assert_non_null(k->held);
+    rd_kafka_topic_partition_list_t *list = kafka_list_of(k, 0, 0);
+    kafka_rebalance(k->rk, RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS, list, k);
+    assert_non_null(k->revoking);
+    struct source_budget large = {MESSAGES, 1 << 20};
+    assert_int_equal(m.source->ops->claim(m.source, &large, m.jobs + m.n, MESSAGES, SECOND / 2,
+                                          &drained, &m.err),
+                     0);
+    rd_kafka_topic_partition_list_destroy(list);
+    /* What was handed out before still counts, until it is given back. */
+    assert_int_equal(m.source->ops->ack(m.source, m.jobs, 1, &m.err), E_OK);
+    assert_int_equal(kafka_watermark_value(&partition()->watermark), 1);
+    assert_int_equal(m.source->ops->flushed(m.source, &m.err), E_OK);
+    assert_false(partition()->owned);
+}
+
 static void every_named_error_has_its_class(void **state)
 {
     static const struct {
@@ -228,6 +258,7 @@ int main(void)
                                        MOCKED(offsets_out_of_range_are_looked_up_again),
                                        MOCKED(a_broker_that_goes_and_comes_loses_nothing),
                                        MOCKED(no_room_pauses_and_loses_nothing),
+                                       MOCKED(what_is_held_back_goes_with_its_partition),
                                        cmocka_unit_test(every_named_error_has_its_class)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

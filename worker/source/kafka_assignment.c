@@ -36,7 +36,8 @@ void kafka_pause(struct source_kafka *k, int32_t partition, bool pause)
 
 static void drop_held(struct source_kafka *k)
 {
-    if (k->held && !k->partitions[k->held->partition].owned) {
+    const struct kafka_partition *p = k->held ? &k->partitions[k->held->partition] : NULL;
+    if (p && (!p->owned || p->leaving)) {
         rd_kafka_message_destroy(k->held);
         k->held = NULL;
     }
@@ -131,6 +132,15 @@ static void take_back(struct source_kafka *k, const rd_kafka_topic_partition_lis
     k->assigning = NULL;
 }
 
+/* A flush that was asked for and comes late finds nothing to give back: what is assigned by then is
+ * of a later day. */
+static void stop_revoking(struct source_kafka *k)
+{
+    if (k->revoking)
+        rd_kafka_topic_partition_list_destroy(k->revoking);
+    k->revoking = NULL;
+}
+
 static void on_revoke(struct source_kafka *k, const rd_kafka_topic_partition_list_t *list)
 {
     bool lost = rd_kafka_assignment_lost(k->rk) != 0;
@@ -139,15 +149,21 @@ static void on_revoke(struct source_kafka *k, const rd_kafka_topic_partition_lis
     if (lost || k->closing || list->cnt == 0) {
         take_back(k, list, k->news.lost, &k->news.n_lost);
         forget(k, list);
+        if (lost)
+            stop_revoking(k);
         tell_library(k, list, false);
         return;
     }
     take_back(k, list, k->news.revoked, &k->news.n_revoked);
-    for (int i = 0; i < list->cnt; i++)
-        if (ours(k, &list->elems[i]) && k->partitions[list->elems[i].partition].started)
+    for (int i = 0; i < list->cnt; i++) {
+        if (!ours(k, &list->elems[i]))
+            continue;
+        if (k->partitions[list->elems[i].partition].started)
             kafka_pause(k, list->elems[i].partition, true);
-    if (k->revoking)
-        rd_kafka_topic_partition_list_destroy(k->revoking);
+        k->partitions[list->elems[i].partition].leaving = true;
+    }
+    drop_held(k);
+    stop_revoking(k);
     k->revoking = rd_kafka_topic_partition_list_copy(list);
     k->revoke_until_ns = clock_mono_ns(k->clock) + REVOKE_NS;
 }
@@ -166,6 +182,7 @@ void kafka_rebalance(rd_kafka_t *rk, rd_kafka_resp_err_t code,
         kafka_note_error(k, code, "rebalance");
         take_back(k, list, k->news.lost, &k->news.n_lost);
         forget(k, list);
+        stop_revoking(k);
         rd_kafka_assign(k->rk, NULL);
     }
 }

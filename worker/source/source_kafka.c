@@ -13,7 +13,7 @@ static const int64_t STARVED_NS = 500000000, COMMIT_NS = 1000000000, ASK_NS = 10
 static void at_end(struct source_kafka *k, const rd_kafka_message_t *m)
 {
     struct kafka_partition *p = &k->partitions[m->partition];
-    if (p->owned && p->started) {
+    if (p->owned && p->started && !p->leaving) {
         kafka_watermark_end(&p->watermark, k->until >= 0 ? TR_MIN(m->offset, k->until) : m->offset);
         p->ended = true;
     }
@@ -49,7 +49,7 @@ void kafka_pause_all(struct source_kafka *k, bool pause)
 {
     for (int32_t i = 0; i < k->n_partitions; i++) {
         struct kafka_partition *p = &k->partitions[i];
-        if (p->owned && p->started && !p->full)
+        if (p->owned && p->started && !p->leaving && !p->full)
             kafka_pause(k, i, pause);
     }
     k->paused = pause;
@@ -66,7 +66,7 @@ static void mind_windows(struct source_kafka *k)
     for (int32_t i = 0; i < k->n_partitions; i++) {
         struct kafka_partition *p = &k->partitions[i];
         bool full = p->watermark.n >= (p->full ? KAFKA_WINDOW_MAX / 2 : KAFKA_WINDOW_MAX);
-        if (!p->owned || !p->started || full == p->full)
+        if (!p->owned || !p->started || p->leaving || full == p->full)
             continue;
         p->full = full;
         if (!k->paused)
@@ -92,7 +92,7 @@ static rd_kafka_message_t *next_message(struct source_kafka *k, int64_t timeout_
             return NULL;
         if (m->err == RD_KAFKA_RESP_ERR_NO_ERROR) {
             const struct kafka_partition *p = &k->partitions[m->partition];
-            bool ours = p->owned && p->started && m->offset >= p->watermark.position;
+            bool ours = p->owned && p->started && !p->leaving && m->offset >= p->watermark.position;
             if (ours && k->until >= 0 && m->offset >= k->until)
                 kafka_watermark_end(&k->partitions[m->partition].watermark, k->until);
             else if (ours)

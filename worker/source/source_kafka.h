@@ -17,6 +17,7 @@ struct kafka_partition {
     bool owned;    /* assigned to us and not taken back */
     bool told;     /* the worker knows that it wants a start */
     bool started;  /* the library fetches it */
+    bool leaving;  /* waits in `revoking`: acks count, nothing of it is handed out any more */
     bool refused;  /* its position makes no sense: not read, see kafka_assignment.c */
     bool full;     /* paused: its window is */
     bool halted;   /* what kafka_pause said last: the library keeps it across assignments */
