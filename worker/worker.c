@@ -309,6 +309,7 @@ static bool finished(const struct worker *w)
 void worker_loop(struct worker *w)
 {
     struct item items[EVENT_MAX];
+    worker_partition_first(w);
     while (!finished(w)) {
         size_t n = queue_pop(w->events, items, EVENT_MAX, TICK_NS);
         for (size_t i = 0; i < n; i++)

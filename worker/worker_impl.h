@@ -194,6 +194,7 @@ bool worker_canary_gone(struct worker *w, struct job *job); /* true: it was that
 /* worker_partitions.c: partitions that come and go. */
 void worker_partition_event(struct worker *w, const struct item *item);
 void worker_partition_starts(struct worker *w);       /* asks the sink for them */
+void worker_partition_first(struct worker *w);        /* once: of a broker that assigns none */
 void worker_partition_after_starts(struct worker *w); /* the sink has answered */
 void worker_partition_flush(struct worker *w);        /* tells the source once all is committed */
 struct progress worker_progress_of(const struct worker *w, int32_t partition);

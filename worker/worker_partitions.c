@@ -86,6 +86,16 @@ void worker_partition_starts(struct worker *w)
     worker_call_sink(w, &w->start, SINK_PROGRESS);
 }
 
+/* The same question without a partition, for what it has the sink forget. A file's is not asked. */
+void worker_partition_first(struct worker *w)
+{
+    const struct source_ops *ops = w->opts.source->ops;
+    if (ops->start || !ops->left)
+        return;
+    w->start.n = 0;
+    worker_call_sink(w, &w->start, SINK_PROGRESS);
+}
+
 void worker_partition_after_starts(struct worker *w)
 {
     FAILPOINT("kafka.after_start");

@@ -204,6 +204,22 @@ static void attempts_are_counted_until_the_row(void **state)
     sink_close(s);
 }
 
+/* A worker that lost its job counts it behind the row of another, and dies. */
+static void starts_behind_a_row_are_forgotten(void **state)
+{
+    (void)state;
+    struct sink *s = fresh();
+    struct err err = {0};
+    struct result row = make_result("a", STR("y"), RESULT_OK);
+    struct key keys[2] = {row.key, {STR("main"), STR("b"), STR("open")}};
+    commit_all(s, &row, 1, NULL, 0);
+    assert_int_equal(s->ops->count_attempts(s, keys, 2, COUNT_START, NULL, &err), E_OK);
+    assert_int_equal(s->ops->progress_read(s, NULL, 0, &err), E_OK);
+    assert_int_equal(ask("SELECT count(*) FROM tranche.job_attempts"), 1);
+    assert_int_equal(ask("SELECT n FROM tranche.job_attempts WHERE custom_id='open'"), 1);
+    sink_close(s);
+}
+
 static void bytes_that_are_no_text(void **state)
 {
     (void)state;
@@ -454,6 +470,7 @@ int main(void)
         cmocka_unit_test(lookup_tells_four_states),
         cmocka_unit_test(attempts_are_counted_until_the_row),
         cmocka_unit_test(deaths_charge_only_who_was_alone),
+        cmocka_unit_test(starts_behind_a_row_are_forgotten),
         cmocka_unit_test(bytes_that_are_no_text),
         cmocka_unit_test(dead_letters_are_there_once),
         cmocka_unit_test(cancellations_name_jobs_and_batches),

@@ -177,6 +177,23 @@ static void attempts_are_durable_until_the_row(void **state)
     sink_close(s);
 }
 
+/* A worker that lost its job counts it behind the row of another, and dies. */
+static void starts_behind_a_row_are_forgotten(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    struct sink *s = open_sink();
+    struct result row = make_result("a", "one", RESULT_OK);
+    struct key keys[2] = {row.key, {STR("main"), STR("b"), STR("open")}};
+    commit_rows(s, &row, 1);
+    assert_int_equal(s->ops->count_attempts(s, keys, 2, COUNT_START, NULL, &err), E_OK);
+    assert_int_equal(s->ops->progress_read(s, NULL, 0, &err), E_OK);
+    assert_int_equal(s->ops->progress_read(s, NULL, 0, &err), E_OK);
+    assert_int_equal(ask("SELECT count(*) FROM job_attempts"), 1);
+    assert_int_equal(ask("SELECT n FROM job_attempts WHERE custom_id='open'"), 1);
+    sink_close(s);
+}
+
 static void dead_letters_and_progress_share_the_transaction(void **state)
 {
     (void)state;
@@ -380,6 +397,7 @@ int main(void)
         WITH_FILE(lookup_tells_four_states),
         WITH_FILE(attempts_are_durable_until_the_row),
         WITH_FILE(deaths_charge_only_who_was_alone),
+        WITH_FILE(starts_behind_a_row_are_forgotten),
         WITH_FILE(dead_letters_and_progress_share_the_transaction),
         WITH_FILE(parked_state_comes_back_and_goes_with_the_row),
         WITH_FILE(cancellations_name_jobs_and_batches),

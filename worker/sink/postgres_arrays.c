@@ -37,7 +37,7 @@ void arrays_begin(struct postgres_arrays *a, const char *layout)
 {
     a->layout = layout;
     a->n_columns = (int)strlen(layout);
-    CHECK(a->n_columns > 0 && a->n_columns <= ARRAYS_MAX);
+    CHECK(a->n_columns <= ARRAYS_MAX);
     a->at = 0;
     a->rows = 0;
     a->bytes = 0;

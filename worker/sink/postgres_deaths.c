@@ -1,5 +1,5 @@
-/* postgres_deaths: what the death of a process means for the starts that carry its name. See
- * sink.h. */
+/* postgres_deaths: what the death of a process means for the starts that carry its name, and the
+ * starts that outlived their job. See sink.h. */
 #include <stdlib.h>
 
 #include "worker/sink/postgres_sink.h"
@@ -14,6 +14,22 @@ static const char death_sql[] =
     "deaths=j.deaths+there.charged, cause=coalesce(d.cause, j.cause), process=NULL, alone=0 "
     "FROM d, there WHERE j.process=d.process) "
     "SELECT jobs, charged FROM there";
+
+/* What a transaction of another worker holds is that one's to forget, and is not waited for. */
+static const char settled_sql[] =
+    "DELETE FROM tranche.job_attempts j USING (SELECT a.run, a.batch_id, a.custom_id FROM "
+    "tranche.job_attempts a WHERE EXISTS (SELECT 1 FROM tranche.results r WHERE r.run=a.run AND "
+    "r.batch_id=a.batch_id AND r.custom_id=a.custom_id) FOR UPDATE OF a SKIP LOCKED) k "
+    "WHERE j.run=k.run AND j.batch_id=k.batch_id AND j.custom_id=k.custom_id";
+
+int postgres_forget_settled(struct sink_postgres *s, struct err *err)
+{
+    PGresult *none = NULL;
+    arrays_begin(&s->arrays, "");
+    int rc = postgres_transact(s, "forget settled", settled_sql, false, &none, err);
+    PQclear(none);
+    return rc;
+}
 
 int postgres_record_death(struct sink *sink, struct death *d, struct err *err)
 {

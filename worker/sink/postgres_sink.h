@@ -81,6 +81,7 @@ int postgres_cancelled(struct sink *sink, const struct key *keys, size_t n, bool
 
 /* postgres_deaths.c */
 int postgres_record_death(struct sink *sink, struct death *death, struct err *err);
+int postgres_forget_settled(struct sink_postgres *s, struct err *err);
 
 /* postgres_commit.c: one transaction; E_OK or E_RETRY with *f. */
 int postgres_commit_part(struct sink_postgres *s, struct commit_part *part,

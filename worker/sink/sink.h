@@ -142,7 +142,9 @@ struct sink_ops {
     /* One transaction: results and dead letters (ON CONFLICT: the first row stays), the attempts of
      * these results forgotten, progress. */
     int (*commit)(struct sink *, const struct commit *, struct commit_counts *, struct err *);
-    /* Fills in position and messages of what commit wrote for run, group, source and partition;
+    /* Forgets the starts of jobs whose row is there: a process that lost a job to another, counted
+     * it behind that one's row and died would leave them for ever. Then (n may be 0)
+     * fills in position and messages of what commit wrote for run, group, source and partition;
      * position -1: nothing yet. Of a broker's partition the highest one counts: commit never takes
      * it back. (A file's, group "file", may go back: it can be another file.) */
     int (*progress_read)(struct sink *, struct progress *, size_t n, struct err *);

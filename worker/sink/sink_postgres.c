@@ -366,8 +366,9 @@ static int postgres_progress_read(struct sink *sink, struct progress *p, size_t 
 {
     struct sink_postgres *s = (struct sink_postgres *)sink;
     PGresult *back = NULL;
-    if (n == 0)
-        return E_OK;
+    int rc = postgres_forget_settled(s, err);
+    if (rc < 0 || n == 0)
+        return rc;
     arrays_begin(&s->arrays, "ttti");
     for (size_t i = 0; i < n; i++) {
         arrays_str(&s->arrays, p[i].run);
@@ -375,7 +376,7 @@ static int postgres_progress_read(struct sink *sink, struct progress *p, size_t 
         arrays_str(&s->arrays, p[i].source);
         arrays_int(&s->arrays, p[i].partition);
     }
-    int rc = postgres_transact(s, "progress_read", progress_read_sql, false, &back, err);
+    rc = postgres_transact(s, "progress_read", progress_read_sql, false, &back, err);
     if (rc < 0)
         return rc;
     CHECK(PQntuples(back) == (int)n);

@@ -19,6 +19,8 @@ enum statement {
     S_COUNT,
     S_UNCOUNT,
     S_FORGET,
+    S_ANY_SETTLED,
+    S_FORGET_SETTLED,
     S_RESULT,
     S_DEAD,
     S_PROGRESS,

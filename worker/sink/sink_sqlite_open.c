@@ -26,6 +26,11 @@ static const char *const sql[STATEMENTS] = {
                   "process=CASE WHEN process=?5 THEN NULL ELSE process END "
                   "WHERE " KEY " RETURNING n",
     [S_FORGET] = "DELETE FROM job_attempts WHERE " KEY,
+    [S_ANY_SETTLED] = "SELECT 1 FROM job_attempts JOIN results USING (run, batch_id, custom_id) "
+                      "LIMIT 1",
+    [S_FORGET_SETTLED] = "DELETE FROM job_attempts WHERE EXISTS (SELECT 1 FROM results r WHERE "
+                         "r.run=job_attempts.run AND r.batch_id=job_attempts.batch_id AND "
+                         "r.custom_id=job_attempts.custom_id)",
     [S_RESULT] = "INSERT INTO results VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,"
                  "?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
     [S_DEAD] = "INSERT INTO dead_letters (source_key, run, batch_id, custom_id, reason, detail, "

@@ -37,9 +37,19 @@ int sink_sqlite_put_lost_range(struct sink_sqlite *s, const struct lost_range *l
     return sink_sqlite_finish(s, st, NULL, err);
 }
 
+/* Asked first: a statement that writes waits for every other writer, also for nothing. */
+static int forget_settled(struct sink_sqlite *s, struct err *err)
+{
+    int rc = sink_sqlite_finish(s, s->statements[S_ANY_SETTLED], NULL, err);
+    return rc > 0 ? sink_sqlite_finish(s, s->statements[S_FORGET_SETTLED], NULL, err) : rc;
+}
+
 int sink_sqlite_progress_read(struct sink *sink, struct progress *p, size_t n, struct err *err)
 {
     struct sink_sqlite *s = (struct sink_sqlite *)sink;
+    int settled = forget_settled(s, err);
+    if (settled < 0)
+        return settled;
     for (size_t i = 0; i < n; i++) {
         sqlite3_stmt *st =
             with_partition(s, S_PROGRESS_READ, p[i].run, p[i].group, p[i].source, p[i].partition);
