@@ -81,8 +81,9 @@ static void op_attention(struct backend *base, struct buffer *out, const struct 
     if (b->lists.n_tiles > 0)
         cuda_launched(b, attention_tile_cuda(&a, shape->head_dim, b->n_sms, b->stream));
     if (b->n_spans > 0)
-        cuda_launched(
-            b, attention_decode_cuda(&a, shape->head_dim, 2 * b->n_sms, b->n_merges, b->stream));
+        cuda_launched(b, attention_decode_cuda(&a, shape->head_dim, 2 * b->n_sms, b->stream));
+    if (b->n_merges > 0)
+        cuda_launched(b, attention_merge_cuda(&a, shape->head_dim, b->n_merges, b->stream));
 }
 
 static void op_linear_swiglu(struct backend *base, struct buffer *out, struct buffer *gate_up,

@@ -45,8 +45,8 @@ struct attention_cuda {
     int32_t qkv_stride, block_table_stride, n_heads, n_kv_heads, window;
     float scale_log2;
 };
-int attention_decode_cuda(const struct attention_cuda *a, int head_dim, int grid, int n_merges,
-                          void *stream);
+int attention_decode_cuda(const struct attention_cuda *a, int head_dim, int grid, void *stream);
+int attention_merge_cuda(const struct attention_cuda *a, int head_dim, int n_merges, void *stream);
 int attention_tile_cuda(const struct attention_cuda *a, int head_dim, int grid, void *stream);
 
 /* out[t, d] = table[tokens[i]]; a token < 0 stands for last[slot[i]], the id that slot sampled

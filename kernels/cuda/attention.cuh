@@ -18,6 +18,7 @@
 #define TRANCHE_KERNELS_CUDA_ATTENTION_CUH
 
 #include "common.cuh"
+#include "kernels/kernels_cuda.h"
 
 enum {
     PAGE_KEYS = 64,
@@ -81,6 +82,12 @@ DEVICE float merge_value(float va, float vb, float ma, float mb, const merge_wei
     if (ma == -INFINITY)
         return vb;
     return merge_full(va, vb, w);
+}
+
+/* The i-th of the states in struct attention_cuda's partial. */
+template <int DH> DEVICE float *partial_at(const struct attention_cuda &a, int i)
+{
+    return a.partial + (int64_t)i * GROUP_MAX * chunk_layout<DH>::STATE_FLOATS;
 }
 
 #endif

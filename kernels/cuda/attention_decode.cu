@@ -1,129 +1,132 @@
-/* attention_decode: one new token a sequence against its paged keys. Each warp works alone: it
- * walks a list of spans (splits of one row and kv head, in order), streams keys and values through
- * a private ring of bulk copies, and keeps the running state in registers. The query heads of a
- * group are the eight columns of the tensor-core tile, keys (then head dims) its sixteen rows: S^T
- * = K Q^T and O^T = V^T P^T, so no row of the tile is padding. The sums have the order of
- * attention_tile: its bits. A row that shares a prefix goes on from the states that attention_tile
- * left of the prefix's blocks. A row whose blocks are cut over several warps meets through fp32
- * partials in a second kernel: the first span's merged state, then each later block's, left to
- * right.
+/* attention_decode: one new token a sequence against its paged keys. Warps work in pairs, each pair
+ * alone: it walks a list of spans (splits of one row and kv head, in order); one warp streams keys
+ * and values by bulk copies through a ring of chunks, across splits and spans, the other keeps the
+ * running state in registers. The query heads of a group are the eight columns of the tensor-core
+ * tile, keys (then head dims) its sixteen rows: S^T = K Q^T and O^T = V^T P^T, so no row of the
+ * tile is padding. The sums have the order of attention_tile: its bits. A row that shares a prefix
+ * goes on from the states that attention_tile left of the prefix's blocks. A row whose blocks are
+ * cut over several pairs meets through fp32 partials in a second kernel: the first span's merged
+ * state, then each later block's, left to right.
  *
- * Ladder, share of copy at 1408 x 192, 1877 x 1024, 64 x 8192, 8 x 32768 keys (H200):
- *   1. a CTA a block, a split a warp, heads as rows padded to 16: 51, 68, 23, 12 %
- *   2. rows of few blocks whole to one CTA, loads of the next unit ahead of the merge: 51, 95, 31,
- * 12 %
- *   3. this version: a warp a span, heads as columns: 78, 92, 84, 67 %.
- *   Lost: spans handed out by a counter (80, 91, 83, 52 %), a ring of two stages (80, 90, 82, 67
- * %). */
+ * Ladder and what was lost: SPEED.md. */
 #include "attention.cuh"
 #include "device.cuh"
 #include "kernels/kernels_cuda.h"
+#include "wgmma.cuh"
 
-enum { WARPS = 4, STAGES = 3, MERGE_THREADS = 256, MERGE_AHEAD = 16 };
+enum {
+    PAIRS = 4, /* of a CTA; two CTAs a multiprocessor */
+    STAGES = 3,
+    THREADS = 2 * PAIRS * 32,
+};
 
-/* One split of a span, with what its loads need. */
-struct unit {
-    int row, head, slot, n_keys; /* of the span */
-    int split, split_end;        /* this one; the span's last one + 1 */
-    int partial; /* where the span's (first) state goes, or -1: it is the whole row */
-    int prefix;  /* partials of the blocks before the row's first split; -1: none, -2: no first */
-    int lo, hi;  /* visible keys of the split */
-    int page0, page1;
-    int first_chunk, last_chunk, issued;
+/* A run of splits of one row and kv head: see struct attention_cuda. */
+struct span {
+    int row, head, split, end, keys, slot, partial, prefix;
 
-    METHOD int total() const
+    METHOD bool first() const
     {
-        return 2 * (last_chunk - first_chunk);
+        return prefix >= -1;
     }
-    METHOD void place(const struct attention_cuda &a)
+};
+
+DEVICE span span_read(const struct attention_cuda &a, int i)
+{
+    const int4 place = __ldg(a.decode + 2 * i), keys = __ldg(a.decode + 2 * i + 1);
+    return {place.x, place.y, place.z, place.w, keys.x, keys.y, keys.z, keys.w};
+}
+
+/* Visible keys of a split and the chunks that hold them; none: lo >= hi. */
+struct part {
+    int lo, hi;
+
+    METHOD part(const span &s, int split, int window)
     {
         const int key0 = split * SPLIT_KEYS;
-        lo = a.window > 0 ? max(n_keys - a.window, key0) : key0;
-        hi = min(n_keys, key0 + SPLIT_KEYS);
-        const int32_t *pages =
-            a.block_table + (int64_t)slot * a.block_table_stride + key0 / PAGE_KEYS;
-        page0 = lo < min(hi, key0 + PAGE_KEYS) ? __ldg(pages) : 0;
-        page1 = max(lo, key0 + PAGE_KEYS) < hi ? __ldg(pages + 1) : 0;
-        first_chunk = lo < hi ? (lo - key0) / CHUNK_KEYS : 0;
-        last_chunk = lo < hi ? (hi - key0 + CHUNK_KEYS - 1) / CHUNK_KEYS : 0;
-        issued = 0;
+        lo = window > 0 ? max(s.keys - window, key0) : key0;
+        hi = min(s.keys, key0 + SPLIT_KEYS);
+    }
+    METHOD bool empty() const
+    {
+        return lo >= hi;
+    }
+    METHOD int first_chunk() const
+    {
+        return lo % SPLIT_KEYS / CHUNK_KEYS;
+    }
+    METHOD int last_chunk() const
+    {
+        return (hi - 1) % SPLIT_KEYS / CHUNK_KEYS;
     }
 };
 
-/* The warp's way through its spans, a split at a time; the span behind is fetched ahead. */
-struct walk {
-    int index, end;
-    int4 place,
-        keys; /* the span at index: (row, head, split, split end), (keys, slot, partial, prefix) */
-
-    METHOD void fetch(const struct attention_cuda &a)
-    {
-        if (index < end) {
-            place = __ldg(a.decode + 2 * index);
-            keys = __ldg(a.decode + 2 * index + 1);
-        }
-    }
-    /* The split behind u; false: there is none. */
-    METHOD bool next(const struct attention_cuda &a, unit &u)
-    {
-        if (u.split + 1 < u.split_end) {
-            u.split++;
-        } else {
-            if (index >= end)
-                return false;
-            u.row = place.x, u.head = place.y, u.split = place.z, u.split_end = place.w;
-            u.n_keys = keys.x, u.slot = keys.y, u.partial = keys.z, u.prefix = keys.w;
-            index++;
-            fetch(a);
-        }
-        u.place(a);
-        return true;
-    }
-};
-
-/* The warp's ring of 32-key chunks: the K chunks of a split in order, then its V chunks, then the
- * next split's: loads run across splits and spans. */
+/* The pair's ring of 32-key chunks: the K chunks of a split in order, then its V chunks. */
 template <int DH> struct ring {
     enum { BYTES = chunk_layout<DH>::BYTES };
-    uint32_t data, barriers; /* shared addresses */
-    int issued, taken;       /* over the kernel's life: stage = count % STAGES */
+    uint32_t data, full, empty; /* shared addresses */
+    uint32_t zero;              /* 0, which the compiler cannot know */
+    int stage, turn;            /* the next one; how often the ring went round, mod 2 */
 
-    METHOD void issue(const struct attention_cuda &a, unit &u)
+    METHOD void step()
     {
-        const int live = u.last_chunk - u.first_chunk, value = u.issued >= live;
-        const int c = u.first_chunk + u.issued - (value ? live : 0), stage = issued % STAGES;
-        const bf16 *src =
-            a.kv +
-            ((int64_t)(c < 2 ? u.page0 : u.page1) * a.n_kv_heads + u.head) * (2 * PAGE_KEYS * DH) +
-            (value * PAGE_KEYS + (c & 1) * CHUNK_KEYS) * DH;
-        if ((threadIdx.x & 31) == 0) {
-            barrier_expect(barriers + stage * 8, BYTES);
-            bulk_load(data + stage * BYTES, src, BYTES, barriers + stage * 8);
-        }
-        issued++;
-        u.issued++;
+        stage++;
+        if (stage == STAGES)
+            stage = 0, turn ^= 1;
     }
-    METHOD void fill(const struct attention_cuda &a, unit &u, unit &behind)
-    {
-        while (issued - taken < STAGES && u.issued < u.total())
-            issue(a, u);
-        while (issued - taken < STAGES && behind.issued < behind.total())
-            issue(a, behind);
-    }
+    /* The consumer's side. */
     METHOD uint32_t wait() const
     {
-        const int stage = taken % STAGES;
-        barrier_wait(barriers + stage * 8, (taken / STAGES) & 1);
+        barrier_wait(full + stage * 8, turn);
         return data + stage * BYTES;
     }
-    METHOD void done(const struct attention_cuda &a, unit &u, unit &behind)
+    /* `of_all`: of results of all reads of the chunk. The arrival waits for them: one that was only
+     * issued behind the reads overtook them (a row in some thousands got a later chunk's keys). */
+    METHOD void done(uint32_t of_all)
     {
-        __syncwarp();
-        taken++;
-        fill(a, u, behind);
+        barrier_arrive(empty + stage * 8 + (of_all & zero)); /* every lane for its own reads */
+        step();
+    }
+    /* The producer's; one lane. */
+    METHOD void load(const bf16 *src)
+    {
+        barrier_wait(empty + stage * 8, turn ^ 1);
+        barrier_expect(full + stage * 8, BYTES);
+        bulk_load(data + stage * BYTES, src, BYTES, full + stage * 8);
+        step();
     }
 };
 
+/* ---- the producer: one lane ---- */
+template <int DH>
+DEVICE void produce(ring<DH> &tiles, const struct attention_cuda &a, int begin, int end)
+{
+#pragma unroll 1
+    for (int i = begin; i < end; i++) {
+        const span s = span_read(a, i);
+        const int32_t *pages = a.block_table + (int64_t)s.slot * a.block_table_stride;
+        const int last = (s.keys - 1) / PAGE_KEYS;
+        int next0 = __ldg(pages + 2 * s.split), next1 = __ldg(pages + min(2 * s.split + 1, last));
+#pragma unroll 1
+        for (int split = s.split; split < s.end; split++) {
+            const int page0 = next0, page1 = next1;
+            const part p(s, split, a.window);
+            next0 = __ldg(pages + min(2 * split + 2, last));
+            next1 = __ldg(pages + min(2 * split + 3, last));
+            if (p.empty())
+                continue;
+#pragma unroll 1
+            for (int value = 0; value < 2; value++)
+#pragma unroll 1
+                for (int c = p.first_chunk(); c <= p.last_chunk(); c++)
+                    tiles.load(a.kv +
+                               ((int64_t)(c < 2 ? page0 : page1) * a.n_kv_heads + s.head) *
+                                   (2 * PAGE_KEYS * DH) +
+                               (value * PAGE_KEYS + (c & 1) * CHUNK_KEYS) * DH);
+        }
+    }
+}
+
+/* ---- the consumer ---- */
 DEVICE uint32_t transpose_8x8(uint32_t v)
 {
     uint32_t r;
@@ -144,6 +147,7 @@ template <int DH> struct state {
         for (int n = 0; n < DH / 16; n++)
             o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0.f;
     }
+    /* Both have keys. (A head whose scores are all -inf has m = -inf: its weight is 0.) */
     METHOD void merge(const state &b, float scale_log2)
     {
 #pragma unroll
@@ -151,21 +155,40 @@ template <int DH> struct state {
             const merge_weights w = merge_of(m[r], b.m[r], scale_log2);
 #pragma unroll
             for (int n = 0; n < DH / 16; n++) {
-                o[n][r] = merge_value(o[n][r], b.o[n][r], m[r], b.m[r], w);
-                o[n][2 + r] = merge_value(o[n][2 + r], b.o[n][2 + r], m[r], b.m[r], w);
+                o[n][r] = merge_full(o[n][r], b.o[n][r], w);
+                o[n][2 + r] = merge_full(o[n][2 + r], b.o[n][2 + r], w);
             }
-            l[r] = merge_value(l[r], b.l[r], m[r], b.m[r], w);
+            l[r] = merge_full(l[r], b.l[r], w);
             m[r] = w.m;
         }
     }
 };
 
+/* Where a lane's rows of a chunk begin for load_matrix: [i] for the 16-byte pieces 2i and 2i + 1 of
+ * a row of at most 128 bytes, and the same further on for the parts and rows behind. */
+template <int DH> struct lane_offsets {
+    enum { N = chunk_layout<DH>::PIECES / 2 };
+    uint32_t at[N];
+
+    METHOD lane_offsets(int row, int piece)
+    {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            at[i] = chunk_offset<DH>(row, 2 * i + piece);
+    }
+    METHOD uint32_t of(int row16, int pair) const /* row16: 0 or 1; pair: pieces 2 pair, + 1 */
+    {
+        return at[pair % N] + pair / N * chunk_layout<DH>::PART_BYTES +
+               row16 * 16 * chunk_layout<DH>::ROW_BYTES;
+    }
+};
+
 template <int DH>
-DEVICE void load_queries(uint32_t (&q)[DH / 16][2], const struct attention_cuda &a, const unit &u,
+DEVICE void load_queries(uint32_t (&q)[DH / 16][2], const struct attention_cuda &a, const span &s,
                          int group)
 {
     const int lane = threadIdx.x & 31;
-    const bf16 *in = a.qkv + (int64_t)u.row * a.qkv_stride + (u.head * group + (lane >> 2)) * DH +
+    const bf16 *in = a.qkv + (int64_t)s.row * a.qkv_stride + (s.head * group + (lane >> 2)) * DH +
                      (lane & 3) * 2;
     const bool has = (lane >> 2) < group;
 #pragma unroll
@@ -179,34 +202,37 @@ DEVICE void load_queries(uint32_t (&q)[DH / 16][2], const struct attention_cuda 
  */
 template <int DH>
 DEVICE void scores(float (&s)[SPLIT_KEYS / 16][4], const uint32_t (&q)[DH / 16][2], ring<DH> &tiles,
-                   const struct attention_cuda &a, unit &u, unit &behind)
+                   const part &p)
 {
     const int lane = threadIdx.x & 31;
+    const lane_offsets<DH> rows(lane & 15, lane >> 4);
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
-        const bool live = c >= u.first_chunk && c < u.last_chunk;
-        const uint32_t base = live ? tiles.wait() : 0u;
+        float(&d)[4] = s[2 * c], (&e)[4] = s[2 * c + 1];
+        d[0] = d[1] = d[2] = d[3] = e[0] = e[1] = e[2] = e[3] = 0.f;
+        if (c < p.first_chunk() || c > p.last_chunk())
+            continue;
+        const uint32_t base = tiles.wait();
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float(&d)[4] = s[c * 2 + half];
-            d[0] = d[1] = d[2] = d[3] = 0.f;
+        for (int kk = 0; kk < DH / 16; kk++) {
+            uint32_t k[2][4];
 #pragma unroll
-            for (int kk = 0; kk < DH / 16; kk++) {
-                if (!live)
-                    continue;
-                uint32_t k[4];
-                load_matrix_x4(
-                    k, base + chunk_offset<DH>(half * 16 + (lane & 15), kk * 2 + (lane >> 4)));
-                mma_bf16(d, k, q[kk][0], q[kk][1]);
-            }
-            const int key = u.split * SPLIT_KEYS + c * CHUNK_KEYS + half * 16 + (lane >> 2);
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                d[i] = key + (i >> 1) * 8 >= u.lo && key + (i >> 1) * 8 < u.hi ? d[i] : -INFINITY;
+            for (int half = 0; half < 2; half++)
+                load_matrix_x4(k[half], base + rows.of(half, kk));
+            mma_bf16(d, k[0], q[kk][0], q[kk][1]);
+            mma_bf16(e, k[1], q[kk][0], q[kk][1]);
         }
-        if (live)
-            tiles.done(a, u, behind);
+        tiles.done(__float_as_uint(d[0]) | __float_as_uint(e[0]));
     }
+    if (p.lo % SPLIT_KEYS == 0 && p.hi % SPLIT_KEYS == 0)
+        return;
+#pragma unroll
+    for (int n = 0; n < SPLIT_KEYS / 16; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int key = p.lo / SPLIT_KEYS * SPLIT_KEYS + n * 16 + (lane >> 2) + (i >> 1) * 8;
+            s[n][i] = key >= p.lo && key < p.hi ? s[n][i] : -INFINITY;
+        }
 }
 
 /* p^T as the B operand of O^T = V^T P^T, and the split's m and l: see attention_tile for the order.
@@ -261,41 +287,45 @@ template <int DH> DEVICE void clear_tail(uint32_t base, int valid)
 
 template <int DH>
 DEVICE void split_decode(state<DH> &out, const uint32_t (&q)[DH / 16][2], ring<DH> &tiles,
-                         const struct attention_cuda &a, unit &u, unit &behind)
+                         const part &at, float scale_log2)
 {
     const int lane = threadIdx.x & 31;
-    float s[SPLIT_KEYS / 16][4];
+    const lane_offsets<DH> rows((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
     uint32_t p[SPLIT_KEYS / 16][2];
-    scores<DH>(s, q, tiles, a, u, behind);
-    out.clear();
-    probabilities<DH>(p, out, s, a.scale_log2);
+    {
+        float s[SPLIT_KEYS / 16][4];
+        scores<DH>(s, q, tiles, at);
+        out.clear();
+        probabilities<DH>(p, out, s, scale_log2);
+    }
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
-        if (c < u.first_chunk || c >= u.last_chunk)
+        if (c < at.first_chunk() || c > at.last_chunk())
             continue;
         const uint32_t base = tiles.wait();
-        const int valid = u.n_keys - u.split * SPLIT_KEYS - c * CHUNK_KEYS;
-        if (valid < CHUNK_KEYS)
-            clear_tail<DH>(base, valid);
+        if (c == at.last_chunk() && at.hi % CHUNK_KEYS != 0)
+            clear_tail<DH>(base, at.hi % CHUNK_KEYS);
 #pragma unroll
         for (int half = 0; half < 2; half++)
 #pragma unroll
             for (int n = 0; n < DH / 16; n++) {
                 uint32_t v[4];
-                load_matrix_x4_trans(
-                    v, base + chunk_offset<DH>(half * 16 + (lane & 7) + ((lane >> 4) << 3),
-                                               n * 2 + ((lane >> 3) & 1)));
+                load_matrix_x4_trans(v, base + rows.of(half, n));
                 mma_bf16(out.o[n], v, p[c * 2 + half][0], p[c * 2 + half][1]);
             }
-        tiles.done(a, u, behind);
+        uint32_t of_all = 0;
+#pragma unroll
+        for (int n = 0; n < DH / 16; n++)
+            of_all |= __float_as_uint(out.o[n][0]);
+        tiles.done(of_all);
     }
 }
 
 template <int DH>
-DEVICE void row_write(const state<DH> &st, const struct attention_cuda &a, const unit &u, int group)
+DEVICE void row_write(const state<DH> &st, const struct attention_cuda &a, const span &s, int group)
 {
     const int lane = threadIdx.x & 31, h = lane >> 2;
-    bf16 *out = a.out + ((int64_t)u.row * a.n_heads + u.head * group + h) * DH + (lane & 3) * 2;
+    bf16 *out = a.out + ((int64_t)s.row * a.n_heads + s.head * group + h) * DH + (lane & 3) * 2;
 #pragma unroll
     for (int n = 0; n < DH / 16; n++)
 #pragma unroll
@@ -325,7 +355,7 @@ template <int DH> DEVICE void partial_write(const state<DH> &st, float *partial)
         }
     }
 }
-/* Heads beyond the group have a state of no keys. */
+/* Heads beyond the group get a state that nobody reads. */
 template <int DH> DEVICE void partial_read(state<DH> &st, const float *partial, int group)
 {
     const int g = (threadIdx.x & 31) >> 2, h = (threadIdx.x & 3) * 2;
@@ -343,150 +373,126 @@ template <int DH> DEVICE void partial_read(state<DH> &st, const float *partial, 
     }
 }
 
-template <int DH> DEVICE float *partial_at(const struct attention_cuda &a, int i)
-{
-    return a.partial + (int64_t)i * GROUP_MAX * chunk_layout<DH>::STATE_FLOATS;
-}
+/* States of a row so far: over whole blocks, and over the block that is under way. */
+template <int DH> struct row_state {
+    state<DH> total, block;
+    bool has_total, has_block;
 
-/* The blocks before a span's first split: whole ones into total, the last one, if begun, into
- * block. */
-template <int DH>
-DEVICE void prefix_read(state<DH> &total, state<DH> &block, const struct attention_cuda &a,
-                        const unit &u, int group)
-{
-    const int whole = u.split / BLOCK_SPLITS;
+    METHOD void add(const state<DH> &part, float scale_log2)
+    {
+        if (has_block)
+            block.merge(part, scale_log2);
+        else
+            block = part;
+        has_block = true;
+    }
+    METHOD void close_block(float scale_log2)
+    {
+        if (has_block && has_total)
+            total.merge(block, scale_log2);
+        else if (has_block)
+            total = block;
+        has_total = has_total || has_block;
+        has_block = false;
+    }
+    /* The blocks before the span's first split: whole ones, and the one that is begun. */
+    METHOD void begin(const struct attention_cuda &a, const span &s, int group)
+    {
+        total.clear();
+        has_total = has_block = false;
+        if (s.prefix < 0)
+            return;
 #pragma unroll 1
-    for (int i = 0; i < whole; i++) {
-        partial_read<DH>(block, partial_at<DH>(a, u.prefix + i), group);
-        total.merge(block, a.scale_log2);
+        for (int i = 0; i * BLOCK_SPLITS < s.split; i++) {
+            if (has_block)
+                close_block(a.scale_log2);
+            partial_read<DH>(block, partial_at<DH>(a, s.prefix + i), group);
+            has_block = __any_sync(0xffffffffu, block.m[0] > -INFINITY); /* a window may hide it */
+        }
+        if (s.split % BLOCK_SPLITS == 0)
+            close_block(a.scale_log2);
     }
-    if (u.split % BLOCK_SPLITS != 0)
-        partial_read<DH>(block, partial_at<DH>(a, u.prefix + whole), group);
-}
+};
 
 template <int DH>
-__global__ void __launch_bounds__(WARPS * 32, 2) decode_kernel(struct attention_cuda a)
+DEVICE void span_run(const struct attention_cuda &a, const span &s, ring<DH> &tiles, int group)
 {
-    extern __shared__ __align__(128) unsigned char stages[];
-    __shared__ uint64_t barriers[WARPS * STAGES];
-    const int warp = threadIdx.x >> 5, group = a.n_heads / a.n_kv_heads,
-              worker = warp * gridDim.x + blockIdx.x;
-    ring<DH> tiles = {shared_address(stages) + warp * STAGES * ring<DH>::BYTES,
-                      shared_address(barriers + warp * STAGES), 0, 0};
-    if ((threadIdx.x & 31) == 0)
-        for (int i = 0; i < STAGES; i++)
-            barrier_init(tiles.barriers + i * 8, 1);
-    fence_async_shared();
-    __syncwarp();
-
-    walk way = {__ldg(a.decode_starts + worker), __ldg(a.decode_starts + worker + 1)};
-    way.fetch(a);
-    unit u, behind;
-    u.split = u.split_end = u.issued = u.first_chunk = u.last_chunk = 0;
-    bool more = way.next(a, u), more_behind = false, begins = true;
     uint32_t q[DH / 16][2];
-    state<DH> block, total;
-    total.clear();
-    if (more) {
-        load_queries<DH>(q, a, u, group);
-        behind = u;
-        more_behind = way.next(a, behind);
-    }
-    while (more) {
-        state<DH> part;
-        if (!more_behind)
-            behind.issued = behind.first_chunk = behind.last_chunk = 0;
-        tiles.fill(a, u, behind);
-        if (begins && u.prefix >= 0)
-            prefix_read<DH>(total, block, a, u, group);
-        if (u.split % BLOCK_SPLITS == 0)
-            block.clear();
-        if (u.lo < u.hi) {
-            split_decode<DH>(part, q, tiles, a, u, behind);
-            block.merge(part, a.scale_log2);
+    row_state<DH> row;
+    int partial = s.partial;
+    load_queries<DH>(q, a, s, group);
+    row.begin(a, s, group);
+#pragma unroll 1
+    for (int split = s.split; split < s.end; split++) {
+        const part p(s, split, a.window);
+        if (!p.empty()) {
+            state<DH> one;
+            split_decode<DH>(one, q, tiles, p, a.scale_log2);
+            row.add(one, a.scale_log2);
         }
-        const bool span_ends = u.split + 1 == u.split_end,
-                   block_ends = u.split % BLOCK_SPLITS == BLOCK_SPLITS - 1 || span_ends,
-                   first = u.prefix >= -1;
-        if (block_ends && first)
-            total.merge(block, a.scale_log2);
-        if (block_ends && !first)
-            partial_write<DH>(block, partial_at<DH>(a, u.partial++));
-        if (span_ends && first) {
-            if (u.partial < 0)
-                row_write<DH>(total, a, u, group);
-            else
-                partial_write<DH>(total, partial_at<DH>(a, u.partial));
-            total.clear();
-        }
-        const int partial = u.partial;
-        more = more_behind;
-        begins = span_ends;
-        if (more) {
-            u = behind;
-            if (span_ends)
-                load_queries<DH>(q, a, u, group);
-            else
-                u.partial = partial; /* counted up by block */
-            more_behind = way.next(a, behind);
+        if (split % BLOCK_SPLITS != BLOCK_SPLITS - 1 && split + 1 != s.end)
+            continue;
+        row.close_block(a.scale_log2);
+        if (!s.first()) {
+            partial_write<DH>(row.total, partial_at<DH>(a, partial++));
+            row.total.clear();
+            row.has_total = false;
         }
     }
+    if (s.first() && partial < 0)
+        row_write<DH>(row.total, a, s, group);
+    else if (s.first())
+        partial_write<DH>(row.total, partial_at<DH>(a, partial));
 }
 
-/* Cut rows: item (row, kv head, first partial, partials). */
 template <int DH>
-__global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(struct attention_cuda a)
+__global__ void __launch_bounds__(THREADS, 2) decode_kernel(struct attention_cuda a)
 {
-    const int4 item = a.merges[blockIdx.x];
-    const int group = a.n_heads / a.n_kv_heads;
-    const int pitch = chunk_layout<DH>::STATE_FLOATS;
-    const float *first = partial_at<DH>(a, item.z);
-    for (int i = threadIdx.x; i < group * DH; i += MERGE_THREADS) {
-        const float *p = first + (i / DH) * pitch;
-        const int d = i % DH;
-        float ma = -INFINITY, la = 0.f, oa = 0.f;
-        for (int b0 = 0; b0 < item.w; b0 += MERGE_AHEAD) {
-            float o[MERGE_AHEAD], m[MERGE_AHEAD], l[MERGE_AHEAD];
-#pragma unroll
-            for (int k = 0; k < MERGE_AHEAD; k++) {
-                const bool has = b0 + k < item.w;
-                const float *at = p + (int64_t)(has ? b0 + k : 0) * GROUP_MAX * pitch;
-                o[k] = __ldcg(at + d);
-                m[k] = has ? __ldcg(at + DH) : -INFINITY;
-                l[k] = __ldcg(at + DH + 1);
-            }
-#pragma unroll
-            for (int k = 0; k < MERGE_AHEAD; k++) {
-                const merge_weights w = merge_of(ma, m[k], a.scale_log2);
-                oa = merge_value(oa, o[k], ma, m[k], w);
-                la = merge_value(la, l[k], ma, m[k], w);
-                ma = w.m;
-            }
-        }
-        a.out[((int64_t)item.x * a.n_heads + item.y * group) * DH + i] =
-            __float2bfloat16_rn(__fdividef(oa, la));
+    extern __shared__ __align__(128) unsigned char decode_stages[];
+    __shared__ uint64_t barriers[PAIRS][2][STAGES];
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0), pair = warp % PAIRS,
+              worker = pair * gridDim.x + blockIdx.x;
+    const int begin = __ldg(a.decode_starts + worker), end = __ldg(a.decode_starts + worker + 1);
+    ring<DH> tiles = {shared_address(decode_stages) + pair * STAGES * ring<DH>::BYTES,
+                      shared_address(barriers[pair][0]),
+                      shared_address(barriers[pair][1]),
+                      static_cast<uint32_t>(a.n_heads) >> 30,
+                      0,
+                      0};
+    /* full: the producer's lane arrives; empty: the consumer's warp. */
+    if (threadIdx.x < PAIRS * 2 * STAGES)
+        barrier_init(shared_address(barriers) + threadIdx.x * 8,
+                     threadIdx.x / STAGES % 2 == 0 ? 1 : 32);
+    fence_async_shared();
+    __syncthreads();
+    if (warp >= PAIRS) {
+        registers_give<24>();
+        if ((threadIdx.x & 31) == 0)
+            produce<DH>(tiles, a, begin, end);
+    } else {
+        registers_take<232>();
+#pragma unroll 1
+        for (int i = begin; i < end; i++)
+            span_run<DH>(a, span_read(a, i), tiles, a.n_heads / a.n_kv_heads);
     }
 }
 
-template <int DH>
-static int decode_launch(const struct attention_cuda *a, int grid, int n_merges, cudaStream_t s)
+template <int DH> static int decode_launch(const struct attention_cuda *a, int grid, cudaStream_t s)
 {
     static once_a_device ready;
-    const int bytes = WARPS * STAGES * ring<DH>::BYTES;
+    const int bytes = PAIRS * STAGES * ring<DH>::BYTES;
     cudaError_t e = shared_memory_allow(decode_kernel<DH>, bytes, ready);
     if (e != cudaSuccess)
         return (int)e;
-    decode_kernel<DH><<<grid, WARPS * 32, bytes, s>>>(*a);
-    if (n_merges > 0)
-        merge_kernel<DH><<<n_merges, MERGE_THREADS, 0, s>>>(*a);
+    decode_kernel<DH><<<grid, THREADS, bytes, s>>>(*a);
     return (int)cudaGetLastError();
 }
 
 extern "C" int attention_decode_cuda(const struct attention_cuda *a, int head_dim, int grid,
-                                     int n_merges, void *stream)
+                                     void *stream)
 {
     cudaStream_t s = static_cast<cudaStream_t>(stream);
-    return head_dim == 128  ? decode_launch<128>(a, grid, n_merges, s)
-           : head_dim == 64 ? decode_launch<64>(a, grid, n_merges, s)
-                            : decode_launch<32>(a, grid, n_merges, s);
+    return head_dim == 128  ? decode_launch<128>(a, grid, s)
+           : head_dim == 64 ? decode_launch<64>(a, grid, s)
+                            : decode_launch<32>(a, grid, s);
 }

@@ -169,7 +169,7 @@ DEVICE void scores(float (&s)[SPLIT_KEYS / 8][4], const rows<DH> &w, uint32_t ke
                      wgmma_tile<at::ROW_BYTES>(keys + part * SPLIT_KEYS * at::ROW_BYTES + byte, 0));
     }
     wgmma_commit();
-    wgmma_wait<0>();
+    wgmma_wait<0>(s);
 }
 
 template <int DH> DEVICE void mask(float (&s)[SPLIT_KEYS / 8][4], const rows<DH> &w, int key0)
@@ -234,7 +234,7 @@ DEVICE void values(float (&o)[DH / 8][4], const uint32_t (&p)[SPLIT_KEYS / 16][4
         wgmma_add<1>(o, p[kk],
                      wgmma_tile<layout::ROW_BYTES>(at + kk * 16 * layout::ROW_BYTES, part_bytes));
     wgmma_commit();
-    wgmma_wait<0>();
+    wgmma_wait<0>(o);
 }
 
 /* Rows past the end hold another sequence's values: 0 * NaN is NaN. All consumers. */

@@ -50,10 +50,10 @@ DEVICE uint32_t shared_address(const void *ptr)
 /* d[16x8] += a[16x16] . b[16x8], bf16 in, fp32 accumulate; a row-major, b column-major. */
 DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 DEVICE void load_matrix_x4(uint32_t (&r)[4], uint32_t address)
@@ -92,8 +92,8 @@ DEVICE void barrier_wait(uint32_t barrier, uint32_t parity)
     asm volatile("{\n.reg .pred p;\n"
                  "WAIT:\n"
                  "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-                 "@p bra.uni DONE;\n"
-                 "bra.uni WAIT;\n"
+                 "@p bra DONE;\n"
+                 "bra WAIT;\n"
                  "DONE:\n}\n" ::"r"(barrier),
                  "r"(parity)
                  : "memory");

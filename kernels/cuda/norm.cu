@@ -22,6 +22,15 @@ __global__ void __launch_bounds__(NORM_WARPS * 32)
         const int c = lane * 8 + k * 256;
         piece[k] = c < d ? *reinterpret_cast<const uint4 *>(in + c) : make_uint4(0, 0, 0, 0);
     }
+    /* Narrow rows: the weights are asked for before the sum is known. */
+    constexpr int AHEAD = P <= 6 ? P / 2 : 1;
+    float4 ahead[AHEAD][2];
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++) {
+        const int c = min(lane * 8 + k * 256, d - 8);
+        ahead[k][0] = *reinterpret_cast<const float4 *>(w + c);
+        ahead[k][1] = *reinterpret_cast<const float4 *>(w + c + 4);
+    }
     float sum = 0.f;
 #pragma unroll
     for (int k = 0; k < P; k++) {
@@ -39,8 +48,8 @@ __global__ void __launch_bounds__(NORM_WARPS * 32)
         const int c = lane * 8 + k * 256;
         if (c >= d)
             continue;
-        const float4 w0 = *reinterpret_cast<const float4 *>(w + c),
-                     w1 = *reinterpret_cast<const float4 *>(w + c + 4);
+        const float4 w0 = k < AHEAD ? ahead[k][0] : *reinterpret_cast<const float4 *>(w + c),
+                     w1 = k < AHEAD ? ahead[k][1] : *reinterpret_cast<const float4 *>(w + c + 4);
         const uint32_t words[4] = {piece[k].x, piece[k].y, piece[k].z, piece[k].w};
         const float weights[8] = {w0.x, w0.y, w0.z, w0.w, w1.x, w1.y, w1.z, w1.w};
         uint32_t r[4];

@@ -1,10 +1,16 @@
 /* rope: q/k norm where the family has it, rotary embedding (Su et al. 2021; pairs i and i + Dh/2),
- * and the write of K and V into their pages, laid out as attention.cuh says. One warp a (row,
- * head). */
+ * and the write of K and V into their pages, laid out as attention.cuh says. One warp a row: its
+ * angles are read once for all heads, and a lane moves pieces of 16 bytes.
+ *
+ * Ladder, 2,816 rows of 16 heads of 128: SPEED.md. */
 #include "attention.cuh"
 #include "kernels/kernels_cuda.h"
 
-enum { ROPE_WARPS = 8 };
+enum {
+    ROPE_WARPS = 4,
+    PIECE = 8 /* elements of 16 bytes */,
+    DEEP = 4 /* heads a lane loads ahead */
+};
 
 /* Element e of row r within a page's K or V, in elements. */
 template <int DH> DEVICE int page_element(int r, int e)
@@ -13,73 +19,118 @@ template <int DH> DEVICE int page_element(int r, int e)
            (e & 7);
 }
 
+DEVICE void widen(float (&out)[PIECE], uint4 in)
+{
+    const uint32_t words[4] = {in.x, in.y, in.z, in.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float2 f = unpack_bf16(words[i]);
+        out[2 * i] = f.x, out[2 * i + 1] = f.y;
+    }
+}
+DEVICE uint4 narrow(const float (&in)[PIECE])
+{
+    return make_uint4(pack_bf16(in[0], in[1]), pack_bf16(in[2], in[3]), pack_bf16(in[4], in[5]),
+                      pack_bf16(in[6], in[7]));
+}
+DEVICE void load_floats(float (&out)[PIECE], const float *in)
+{
+    const float4 a = *reinterpret_cast<const float4 *>(in),
+                 b = *reinterpret_cast<const float4 *>(in + 4);
+    out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
+    out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
+}
+
+/* A lane's share of a head: elements e0 .. e0 + 7 of each half. */
+struct share {
+    float lo[PIECE], hi[PIECE];
+};
+
+/* RMSNorm over a head's DH / 16 lanes; all lanes of the warp. */
+template <int DH> DEVICE void head_norm(share &x, const float *w, int e0, float eps)
+{
+    float sum = 0.f, of_lo[PIECE], of_hi[PIECE];
+#pragma unroll
+    for (int i = 0; i < PIECE; i++)
+        sum = __fmaf_rn(x.hi[i], x.hi[i], __fmaf_rn(x.lo[i], x.lo[i], sum));
+#pragma unroll
+    for (int step = DH / 32; step > 0; step >>= 1)
+        sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, step));
+    const float scale = rsqrtf(__fadd_rn(sum * (1.f / DH), eps));
+    load_floats(of_lo, w + e0);
+    load_floats(of_hi, w + DH / 2 + e0);
+#pragma unroll
+    for (int i = 0; i < PIECE; i++) {
+        x.lo[i] = __fmul_rn(__fmul_rn(x.lo[i], scale), of_lo[i]);
+        x.hi[i] = __fmul_rn(__fmul_rn(x.hi[i], scale), of_hi[i]);
+    }
+}
+
+DEVICE void rotate(share &x, const share &angle) /* lo: cosines, hi: sines */
+{
+#pragma unroll
+    for (int i = 0; i < PIECE; i++) {
+        const float c = angle.lo[i], s = angle.hi[i], l = x.lo[i], h = x.hi[i];
+        x.lo[i] = __fmaf_rn(l, c, -__fmul_rn(h, s));
+        x.hi[i] = __fmaf_rn(h, c, __fmul_rn(l, s));
+    }
+}
+
 template <int DH> __global__ void __launch_bounds__(ROPE_WARPS * 32) rope_kernel(struct rope_cuda a)
 {
-    /* Rotation pairs a lane: elements lane * PAIRS .. and half + the same; a head of 32 leaves half
-     * idle. */
-    constexpr int PAIRS = DH > 64 ? DH / 64 : 1;
-    const int lane = threadIdx.x & 31, heads = a.n_heads + 2 * a.n_kv_heads;
-    const int64_t unit = (int64_t)blockIdx.x * ROPE_WARPS + (threadIdx.x >> 5);
-    if (unit >= (int64_t)a.t * heads)
+    constexpr int LANES = DH / (2 * PIECE), AT_ONCE = 32 / LANES; /* of a head; heads of a warp */
+    const int lane = threadIdx.x & 31, row = blockIdx.x * ROPE_WARPS + (threadIdx.x >> 5);
+    const int heads = a.n_heads + 2 * a.n_kv_heads, e0 = lane % LANES * PIECE;
+    if (row >= a.t)
         return;
-    const int row = (int)(unit / heads), head = (int)(unit % heads);
-    const bool idle = lane * PAIRS >= DH / 2;
-    const int position = a.position[row], e0 = idle ? 0 : lane * PAIRS;
-    bf16 *x = a.qkv + (int64_t)row * heads * DH + head * DH;
-    float lo[PAIRS], hi[PAIRS];
+    const int position = a.position[row], r = position % PAGE_KEYS;
+    const int64_t page =
+        a.block_table[(int64_t)a.slot[row] * a.block_table_stride + position / PAGE_KEYS];
+    bf16 *x = a.qkv + (int64_t)row * heads * DH + e0;
+    share angle;
+    load_floats(angle.lo, a.cos_sin + (int64_t)position * DH + e0);
+    load_floats(angle.hi, a.cos_sin + (int64_t)position * DH + DH / 2 + e0);
+    for (int first = lane / LANES; first - lane / LANES < heads; first += DEEP * AT_ONCE) {
+        uint4 lo[DEEP], hi[DEEP];
 #pragma unroll
-    for (int i = 0; i < PAIRS; i++) {
-        lo[i] = __bfloat162float(x[e0 + i]);
-        hi[i] = __bfloat162float(x[DH / 2 + e0 + i]);
-    }
-    const bool is_q = head < a.n_heads, is_k = !is_q && head < a.n_heads + a.n_kv_heads;
-    const float *norm = is_q ? a.q_norm : is_k ? a.k_norm : nullptr;
-    if (norm) {
-        float sum = 0.f;
-#pragma unroll
-        for (int i = 0; i < PAIRS; i++)
-            sum = idle ? 0.f : __fmaf_rn(hi[i], hi[i], __fmaf_rn(lo[i], lo[i], sum));
-        const float scale = rsqrtf(__fadd_rn(warp_sum(sum) * (1.f / DH), a.eps));
-#pragma unroll
-        for (int i = 0; i < PAIRS; i++) {
-            lo[i] = __fmul_rn(__fmul_rn(lo[i], scale), norm[e0 + i]);
-            hi[i] = __fmul_rn(__fmul_rn(hi[i], scale), norm[DH / 2 + e0 + i]);
+        for (int k = 0; k < DEEP; k++) {
+            const int head = min(first + k * AT_ONCE, heads - 1);
+            lo[k] = *reinterpret_cast<const uint4 *>(x + head * DH);
+            hi[k] = *reinterpret_cast<const uint4 *>(x + head * DH + DH / 2);
         }
-    }
-    if (is_q || is_k) {
-        const float *cs = a.cos_sin + (int64_t)position * DH;
 #pragma unroll
-        for (int i = 0; i < PAIRS; i++) {
-            const float c = cs[e0 + i], s = cs[DH / 2 + e0 + i], l = lo[i], h = hi[i];
-            lo[i] = __fmaf_rn(l, c, -__fmul_rn(h, s));
-            hi[i] = __fmaf_rn(h, c, __fmul_rn(l, s));
+        for (int k = 0; k < DEEP; k++) {
+            const int head = first + k * AT_ONCE;
+            const bool is_q = head < a.n_heads, is_v = head >= a.n_heads + a.n_kv_heads;
+            if (!is_v || a.q_norm) { /* the norm's exchange needs all lanes */
+                share mine;
+                widen(mine.lo, lo[k]);
+                widen(mine.hi, hi[k]);
+                if (a.q_norm)
+                    head_norm<DH>(mine, is_q ? a.q_norm : a.k_norm, e0, a.eps);
+                rotate(mine, angle);
+                lo[k] = is_v ? lo[k] : narrow(mine.lo);
+                hi[k] = is_v ? hi[k] : narrow(mine.hi);
+            }
+            if (head >= heads)
+                continue;
+            bf16 *to = x + head * DH;
+            int half = DH / 2;
+            if (!is_q) {
+                const int kv_head = (head - a.n_heads) % a.n_kv_heads, at = page_element<DH>(r, e0);
+                to = a.kv +
+                     ((page * a.n_kv_heads + kv_head) * 2 + (is_v ? 1 : 0)) * (PAGE_KEYS * DH) + at;
+                half = page_element<DH>(r, DH / 2 + e0) - at;
+            }
+            *reinterpret_cast<uint4 *>(to) = lo[k];
+            *reinterpret_cast<uint4 *>(to + half) = hi[k];
         }
-    }
-    if (idle)
-        return;
-    bf16 *out_lo = x + e0, *out_hi = x + DH / 2 + e0;
-    if (!is_q) {
-        const int kv_head = (head - a.n_heads) % a.n_kv_heads, r = position % PAGE_KEYS;
-        const int64_t page =
-            a.block_table[(int64_t)a.slot[row] * a.block_table_stride + position / PAGE_KEYS];
-        bf16 *tile =
-            a.kv + ((page * a.n_kv_heads + kv_head) * 2 + (is_k ? 0 : 1)) * (PAGE_KEYS * DH);
-        out_lo = tile + page_element<DH>(r, e0);
-        out_hi = tile + page_element<DH>(r, DH / 2 + e0);
-    }
-    if (PAIRS == 2) {
-        *reinterpret_cast<uint32_t *>(out_lo) = pack_bf16(lo[0], lo[PAIRS - 1]);
-        *reinterpret_cast<uint32_t *>(out_hi) = pack_bf16(hi[0], hi[PAIRS - 1]);
-    } else {
-        out_lo[0] = __float2bfloat16_rn(lo[0]);
-        out_hi[0] = __float2bfloat16_rn(hi[0]);
     }
 }
 
 extern "C" int rope_kv_cuda(const struct rope_cuda *a, int head_dim, void *stream)
 {
-    const int64_t units = (int64_t)a->t * (a->n_heads + 2 * a->n_kv_heads);
-    const unsigned grid = (unsigned)((units + ROPE_WARPS - 1) / ROPE_WARPS);
+    const unsigned grid = (unsigned)((a->t + ROPE_WARPS - 1) / ROPE_WARPS);
     if (head_dim == 128)
         rope_kernel<128><<<grid, ROPE_WARPS * 32, 0, (cudaStream_t)stream>>>(*a);
     else if (head_dim == 32)

@@ -26,9 +26,18 @@ DEVICE void wgmma_commit()
 {
     asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
 }
+/* Waits until at most PENDING groups are under way. */
 template <int PENDING> DEVICE void wgmma_wait()
 {
     asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(PENDING) : "memory");
+}
+/* The same; d may be read from here on. */
+template <int PENDING, int N> DEVICE void wgmma_wait(float (&d)[N][4])
+{
+    wgmma_wait<PENDING>();
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        asm volatile("" : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])::"memory");
 }
 
 /* A warpgroup's registers a thread, out of what the kernel was launched with. */

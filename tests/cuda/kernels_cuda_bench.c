@@ -156,7 +156,43 @@ static void elementwise_rows(double copy)
     cudaFree(x), cudaFree(y), cudaFree(w);
 }
 
-/* usage: kernels_cuda_bench [attention] */
+/* 2,816 rows of R1-Distill-Qwen-1.5B's 12 + 2 + 2 heads, each its own token of its own page. */
+static void rope_row(double copy)
+{
+    enum { T = 2816, HEADS = 16, DH = 128 };
+    bf16 *qkv, *kv;
+    float *cos_sin;
+    int32_t *ints, host[T];
+    cudaMalloc((void **)&qkv, (size_t)T * HEADS * DH * 2);
+    cudaMalloc((void **)&kv, (size_t)T * 4 * 64 * DH * 2);
+    cudaMalloc((void **)&cos_sin, (size_t)T * DH * 4);
+    cudaMalloc((void **)&ints, sizeof host);
+    fill(qkv, (size_t)T * HEADS * DH * 2);
+    cudaMemset(cos_sin, 0, (size_t)T * DH * 4);
+    for (int i = 0; i < T; i++)
+        host[i] = i;
+    cudaMemcpy(ints, host, sizeof host, cudaMemcpyHostToDevice);
+    const struct rope_cuda a = {.qkv = qkv,
+                                .kv = kv,
+                                .cos_sin = cos_sin,
+                                .position = ints,
+                                .slot = ints,
+                                .block_table = ints,
+                                .block_table_stride = 0,
+                                .t = T,
+                                .n_heads = 12,
+                                .n_kv_heads = 2,
+                                .eps = 1e-6f};
+    struct timer t;
+    timer_open(&t);
+    TIMED(&t, 0, rope_kv_cuda(&a, DH, 0));
+    const double ms = timer_median(&t);
+    printf("rope %d rows  %.1f us  %.1f %% of copy\n", T, ms * 1e3,
+           100 * (T * HEADS * DH * 4.0 / ms * 1e-9) / copy);
+    cudaFree(qkv), cudaFree(kv), cudaFree(cos_sin), cudaFree(ints);
+}
+
+/* usage: kernels_cuda_bench [attention | elementwise] */
 int main(int argc, char **argv)
 {
     for (size_t i = 0; i < TR_COUNT(noise); i++)
@@ -170,10 +206,12 @@ int main(int argc, char **argv)
         {5, 512, 512, 0},   {1, 4096, 1024, 0}, {17, 1100, 100, 0}, {17, 1100, 100, 15},
         {32, 4096, 512, 0},
     };
-    for (size_t i = 0; i < TR_COUNT(rows); i++)
+    const bool attention = argc < 2 || strcmp(argv[1], "elementwise") != 0;
+    for (size_t i = 0; attention && i < TR_COUNT(rows); i++)
         attention_row(rows[i][0], rows[i][1], rows[i][2], rows[i][3], copy);
     if (argc > 1 && strcmp(argv[1], "attention") == 0)
         return 0;
     elementwise_rows(copy);
+    rope_row(copy);
     return 0;
 }

@@ -360,6 +360,11 @@ int main(int argc, char **argv)
 {
     log_setup(LOG_WARN, LOG_LOGFMT, 1);
     printf("device %s\n", backend_cuda_device_name(0));
+    const cudaError_t e = cudaFree(NULL); /* the first call that needs the device */
+    if (e != cudaSuccess) {
+        printf("FAIL %s\n", cudaGetErrorString(e));
+        return 1;
+    }
     cases_of(1000);
     unsound_case(1003);
     if (argc > 1 && strcmp(argv[1], "small") == 0)
