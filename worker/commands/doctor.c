@@ -84,12 +84,14 @@ int command_doctor(const struct config *config)
     command_log_setup(config);
     /* The log's account of each phase would stand between the verdicts. */
     if (config_origin(config, "log-level") == CONFIG_DEFAULT)
-        log_setup(LOG_WARN, LOG_LOGFMT, 2);
+        log_setup(LOG_ERROR, LOG_LOGFMT, 2);
     doctor_cpu(&d);
     if (model_opts_from_config(&d.opts, config, &err) < 0)
         doctor_report(&d, VERDICT_FAULT, "options", "see `tranche doctor --help`", "%s", err.msg);
     if (d.opts.dir)
         doctor_model(&d);
+    doctor_limits(&d);
+    doctor_queue(&d);
     doctor_database(&d);
     if (config_flag(config, "json"))
         print_json(&d);

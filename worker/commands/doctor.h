@@ -11,8 +11,9 @@ enum verdict { VERDICT_OK, VERDICT_WARN, VERDICT_FAULT, VERDICTS };
 struct doctor {
     const struct config *config;
     struct model_opts opts;
-    json_t *checks; /* [{"check","verdict","text","mend"}] in the order they were made */
-    json_t *memory; /* [{"what","bytes"}] */
+    json_t *checks;     /* [{"check","verdict","text","mend"}] in the order they were made */
+    json_t *memory;     /* [{"what","bytes"}] */
+    int64_t park_bytes; /* what a drain would park at most; 0: not known */
     int counts[VERDICTS];
 };
 /* Records one check. `mend` says what to do about it; NULL where there is nothing to do. */
@@ -23,12 +24,27 @@ void doctor_memory_line(struct doctor *d, const char *what, int64_t bytes);
 /* Bytes this process may still take: what the system has free, within its control groups. -1 where
  * the system does not say. */
 int64_t memory_available(void);
+/* What its control group grants at most; -1: no limit. */
+int64_t memory_limit(void);
+int64_t disk_free(const char *dir); /* bytes for this user; -1: no such folder */
 /* CPUs this process may run on, and the share of them that its control group grants (0: all). */
 int cpus_allowed(double *quota);
 
 void doctor_cpu(struct doctor *d);
+void doctor_limits(struct doctor *d); /* control group, spool, grace */
 void doctor_database(struct doctor *d);
 bool doctor_postgres(struct doctor *d); /* false: --db names no server */
 void doctor_model(struct doctor *d);    /* folder, config, weights, tokenizer, template, memory */
+void doctor_queue(struct doctor *d);    /* --source, where it is given */
+
+/* A server's clock (wall, ns), read between `before` and `after` of ours. */
+void doctor_skew(struct doctor *d, const char *who, int64_t theirs, int64_t before, int64_t after);
+
+struct x509_st;
+/* When it ends, Unix seconds; -1: it does not say. */
+int64_t certificate_end(const struct x509_st *certificate);
+void doctor_certificate(struct doctor *d, const char *whose, int64_t end);
+/* The certificates of a PEM file; one that cannot be read is passed over. */
+void doctor_certificate_file(struct doctor *d, const char *path);
 
 #endif

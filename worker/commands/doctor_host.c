@@ -40,6 +40,17 @@ static int64_t cgroup_number(const char *name)
     return end == line ? -1 : v;
 }
 
+int64_t memory_limit(void)
+{
+    return cgroup_number("memory.max");
+}
+
+int64_t disk_free(const char *dir)
+{
+    struct statvfs v;
+    return statvfs(dir, &v) == 0 ? (int64_t)v.f_bavail * (int64_t)v.f_frsize : -1;
+}
+
 int64_t memory_available(void)
 {
     char line[128];

@@ -10,7 +10,7 @@
 #include "engine/weights.h"
 #include "worker/commands/doctor.h"
 
-enum { USEFUL_TOKENS = 4096 };
+enum { USEFUL_TOKENS = 4096, PARKED_ID = 3 }; /* an id's bytes in parked_state.h */
 
 static const char mend_folder[] =
     "give the folder that holds config.json, tokenizer.json and *.safetensors";
@@ -139,7 +139,8 @@ static int64_t kv_token_bytes(const struct model_config *c)
 
 /* What the CPU's engine would choose and take; what fits a GPU, it alone knows. `row` is of the
  * longest row's keys and values. */
-static int plan_lines(struct doctor *d, const struct model *m, int64_t row, struct err *err)
+static int plan_lines(struct doctor *d, const struct model *m, int64_t row, int64_t length,
+                      struct err *err)
 {
     struct memory_line lines[ENGINE_PLAN_LINES];
     struct engine_opts asked = d->opts.engine, chosen = asked;
@@ -148,6 +149,8 @@ static int plan_lines(struct doctor *d, const struct model *m, int64_t row, stru
     asked.model = m;
     if (asked.kind == ENGINE_CPU)
         rc = engine_plan_cpu(&chosen, lines, &asked, err);
+    if (rc == E_OK) /* an id and, where asked for, its logprob */
+        d->park_bytes = (int64_t)chosen.slots * length * (PARKED_ID + (int64_t)sizeof(float));
     snprintf(full, sizeof full, "keys and values, %d slots full", chosen.slots);
     if (chosen.slots > 0)
         doctor_memory_line(d, full, row * chosen.slots);
@@ -168,7 +171,7 @@ static void check_memory(struct doctor *d, const struct model *m)
     doctor_memory_line(d, "weights", weights);
     doctor_memory_line(d, "keys and values, one token", per_token);
     doctor_memory_line(d, "keys and values, one longest row", per_token * length);
-    int rc = plan_lines(d, m, per_token * length, &err);
+    int rc = plan_lines(d, m, per_token * length, length, &err);
     if (asked)
         doctor_memory_line(d, "keys and values, as --kv-bytes asks", asked);
     if (available < 0)

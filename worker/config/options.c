@@ -110,8 +110,10 @@ const struct command_info command_table[] = {
      "goes\n"
      "the other way. Needs only the tokenizer's files of the folder.",
      0},
-    {COMMAND_DOCTOR, "doctor", "", "check model folder, memory, CPU and database; say the mend",
-     "Exit: 0 all well, 1 warnings, 2 faults.", 0},
+    {COMMAND_DOCTOR, "doctor", "", "what is wrong with folder, machine, queue, database; the mend",
+     "Give it the options of the worker: only what is named is asked. It changes nothing.\n"
+     "Exit: 0 all well, 1 warnings, 2 faults.",
+     0},
     {COMMAND_BENCH, "bench", "", "measure this machine's ceilings and our share of them",
      "Ceilings and model are measured in the same run, so the shares hold on a busy machine too. "
      "On a\n"
@@ -130,12 +132,12 @@ const struct option option_table[] = {
     {"chat-template", ENGINE, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Model",
      "Jinja chat template to use in place of the folder's own"},
 
-    {"source", QUEUE | BROKER, OPTION_TEXT, NULL, 0, 0, NULL, "URL", "Queue",
+    {"source", QUEUE | BROKER | DOCTOR, OPTION_TEXT, NULL, 0, 0, NULL, "URL", "Queue",
      "where jobs come from: kafka://HOST[:PORT][,HOST...]/TOPIC, redis://HOST[:PORT]/STREAM "
      "(rediss:// with TLS, redis-sentinel://HOST[,HOST...]/STREAM), or file://PATH"},
-    {"group", WORKER | INIT | GROUP, OPTION_TEXT, "tranche", 0, 0, NULL, "NAME", "Queue",
+    {"group", WORKER | INIT | GROUP | DOCTOR, OPTION_TEXT, "tranche", 0, 0, NULL, "NAME", "Queue",
      "consumer group: workers of one group share the messages"},
-    {"broker-config", QUEUE | BROKER, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Queue",
+    {"broker-config", QUEUE | BROKER | DOCTOR, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Queue",
      "file of `name = value` lines for the broker's client: TLS, SASL; NAME.file reads a secret"},
     {"allow-insecure", RUN | EXPORT | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_FLAG, "false", 0,
      0, NULL, NULL, "Queue",
@@ -201,11 +203,11 @@ const struct option option_table[] = {
      "rows that one transaction writes at most"},
     {"flush-interval", WORK, OPTION_DURATION, "5s", 0.01, 3600, NULL, "TIME", "Rows",
      "longest wait of a finished row for its transaction"},
-    {"spool-dir", WORK, OPTION_TEXT, NULL, 0, 0, NULL, "DIR", "Rows",
+    {"spool-dir", WORK | DOCTOR, OPTION_TEXT, NULL, 0, 0, NULL, "DIR", "Rows",
      "keep finished rows in this folder while the database is away, also over a restart; one "
      "folder "
      "a worker; default: they wait in memory"},
-    {"spool-bytes", WORK, OPTION_SIZE, "1GiB", MIB, TIB, NULL, "SIZE", "Rows",
+    {"spool-bytes", WORK | DOCTOR, OPTION_SIZE, "1GiB", MIB, TIB, NULL, "SIZE", "Rows",
      "what --spool-dir may hold; when it is full, no new sequence is begun"},
     {"show", RUN, OPTION_INT, "0", 0, 1000, NULL, "N", "Rows",
      "at the end print the first N rows, the counts and what to try next"},
@@ -251,7 +253,7 @@ const struct option option_table[] = {
      "what rows say of who ran them; default: host:pid"},
     {"prepare-threads", WORK, OPTION_INT, "0", 0, 256, NULL, "N", "Jobs",
      "threads that render templates and tokenize; 0: chosen"},
-    {"grace", WORK, OPTION_DURATION, "30s", 0, 86400, NULL, "TIME", "Jobs",
+    {"grace", WORK | DOCTOR, OPTION_DURATION, "30s", 0, 86400, NULL, "TIME", "Jobs",
      "after Ctrl-C or SIGTERM, be gone by then: three quarters for what runs to finish, then the "
      "rest is "
      "parked"},
@@ -266,7 +268,7 @@ const struct option option_table[] = {
      "a small parent process starts the worker again when it dies, and records why"},
     {"watchdog", WORK, OPTION_DURATION, "5m", 0, 86400, NULL, "TIME", "Crashes",
      "a step of an engine that takes longer is a hang: the worker is killed; 0s: never"},
-    {"memory-limit", WORK, OPTION_SIZE, "0", 0, 64 * TIB, NULL, "SIZE", "Crashes",
+    {"memory-limit", WORK | DOCTOR, OPTION_SIZE, "0", 0, 64 * TIB, NULL, "SIZE", "Crashes",
      "a worker with more resident memory is killed; set it below the container's limit, which "
      "leaves nobody to record why; 0: none"},
     {"restarts", WORK, OPTION_INT, "20", 0, 1 << 20, NULL, "N", "Crashes",
