@@ -152,6 +152,7 @@ class Watch(threading.Thread):
         self.read, self.left, self.pause_s = read, left, pause_s
         self.promised = 0            # messages that the broker has; raised only behind the sending
         self.samples, self.error = [], None
+        self.deaths = []             # when the test killed or started somebody
         self.over = threading.Event()
 
     def run(self):
@@ -180,8 +181,12 @@ class Watch(threading.Thread):
         for s in self.samples:
             assert s.lag >= s.left and s.active == (s.lag > 0), s
 
+    def disturbed(self):
+        self.deaths.append(time.monotonic())
+
     def late_s(self):
-        """The longest that a value was more than what was left at any moment of the time before."""
+        """The longest that a value was more than what was left at any moment of the time before,
+        not counting how long workers were being killed."""
         worst, after = 0.0, 0
         for i, s in enumerate(self.samples):
             # From the newest back to the first that explains it.
@@ -189,7 +194,8 @@ class Watch(threading.Thread):
             if back is None:         # sent and not yet counted as promised
                 after += 1
                 continue
-            worst = max(worst, s.moment - self.samples[back].moment)
+            calm = max((d for d in self.deaths if d <= s.moment), default=0)
+            worst = max(worst, s.moment - max(self.samples[back].moment, calm))
         assert after < len(self.samples) / 4, f"{after} of {len(self.samples)} were never true"
         return worst
 

@@ -142,6 +142,7 @@ def test_true_while_workers_are_killed_drain_and_restart(topic):
             workers[victim].kill()
             workers[victim].wait()
             workers[victim] = topic.work(*SLOW)
+            watch.disturbed()
         send(500)
         for worker in workers:
             worker.kill()
@@ -151,6 +152,7 @@ def test_true_while_workers_are_killed_drain_and_restart(topic):
         assert 0 < topic.count() < sent, "the kills fell while work was being done"
         assert watch.samples[-1].active and watch.samples[-1].lag >= sent - topic.count()
         workers = [topic.work(*SLOW, "--grace", "2s") for _ in range(2)]
+        watch.disturbed()
         topic.wait_rows(topic.count() + 100)
         workers[0].send_signal(signal.SIGTERM)
         assert workers[0].wait(60) == 143, topic.logs()[-3000:]

@@ -106,6 +106,7 @@ def test_true_while_workers_are_killed_drain_and_restart(stream, worker):  # noq
             workers[victim].kill()
             workers[victim].wait()
             workers[victim] = start()
+            watch.disturbed()
         stream.send(500, watch)
         for process in workers:
             process.kill()
@@ -115,6 +116,7 @@ def test_true_while_workers_are_killed_drain_and_restart(stream, worker):  # noq
         assert 0 < stream.count() < stream.sent, "the kills fell while work was being done"
         assert watch.samples[-1].active
         workers = [start("--grace", "2s") for _ in range(2)]
+        watch.disturbed()
         so_far = stream.count()
         wait_until(lambda: stream.count() >= so_far + 100, 60)
         workers[0].send_signal(signal.SIGTERM)
