@@ -22,33 +22,41 @@ struct prune {
     struct query *q;
     char before[32], rows[24];
     struct str run, batch;
-    bool dry;
+    bool dry, uncopied; /* uncopied: letters too whose copy to a queue is owed */
     int64_t told_ns;
 };
 
 #define OLD                                                                                        \
     "%s<$1 AND (CAST($2 AS text) IS NULL OR run=$2) AND (CAST($3 AS text) IS NULL OR batch_id=$3)"
 
-static int64_t count(struct prune *p, const struct prunable *t, struct err *err)
+/* Rows that are old enough, and of them those that `more` names. */
+static int64_t count(struct prune *p, const struct prunable *t, const char *more, struct err *err)
 {
     char sql[400];
     struct str parameters[] = {str_of(p->before), p->run, p->batch};
-    snprintf(sql, sizeof sql, "SELECT count(*) FROM %s WHERE " OLD, t->table, t->age);
+    snprintf(sql, sizeof sql, "SELECT count(*) FROM %s WHERE " OLD "%s", t->table, t->age, more);
     int rc = query_start(p->q, sql, parameters, 3, err);
     if (rc >= 0)
         rc = query_next(p->q, err);
     return rc < 0 ? rc : query_int(p->q, 0);
 }
 
+/* A letter is in the outbox until its copy has reached the dead-letter queue. SQLite has none. */
+static bool outbox(const struct prune *p, const struct prunable *t)
+{
+    return !p->uncopied && strcmp(t->table, "dead_letters") == 0 && query_is_postgres(p->q);
+}
+
 /* The oldest first, so that what is left after a stop is the newer part. */
-static int64_t remove_all(struct prune *p, const struct prunable *t, struct err *err)
+static int64_t remove_all(struct prune *p, const struct prunable *t, const char *more,
+                          struct err *err)
 {
     char sql[600];
     struct str parameters[] = {str_of(p->before), p->run, p->batch, str_of(p->rows)};
     snprintf(sql, sizeof sql,
              "DELETE FROM %s WHERE (%s) IN (SELECT %s FROM %s WHERE " OLD
-             " ORDER BY %s LIMIT CAST($4 AS integer))",
-             t->table, t->key, t->key, t->table, t->age, t->age);
+             "%s ORDER BY %s LIMIT CAST($4 AS integer))",
+             t->table, t->key, t->key, t->table, t->age, more, t->age);
     int64_t all = 0, n;
     while ((n = query_run(p->q, sql, parameters, 4, err)) > 0) {
         all += n;
@@ -91,12 +99,18 @@ static int prune(struct prune *p, const char *list, struct err *err)
     for (size_t i = 0; i < TR_COUNT(prunables); i++) {
         if (!listed(list, prunables[i].name))
             continue;
-        int64_t n = p->dry ? count(p, &prunables[i], err) : remove_all(p, &prunables[i], err);
-        if (n < 0) {
+        const struct prunable *t = &prunables[i];
+        const char *more = outbox(p, t) ? " AND copied_at IS NOT NULL" : "";
+        int64_t n = p->dry ? count(p, t, more, err) : remove_all(p, t, more, err), owed = 0;
+        if (n >= 0 && *more)
+            owed = count(p, t, " AND copied_at IS NULL", err);
+        if (n < 0 || owed < 0) {
             putchar('\n');
-            return (int)n;
+            return (int)TR_MIN(n, owed);
         }
-        printf(" %s=%lld", prunables[i].name, (long long)n);
+        printf(" %s=%lld", t->name, (long long)n);
+        if (owed)
+            printf(" uncopied_kept=%lld", (long long)owed);
         fflush(stdout);
     }
     putchar('\n');
@@ -109,7 +123,8 @@ int command_prune(const struct config *config)
     const char *list = config_text(config, "tables");
     struct prune p = {.run = console_run(config),
                       .batch = str_of(config_text(config, "batch")),
-                      .dry = config_flag(config, "dry-run")};
+                      .dry = config_flag(config, "dry-run"),
+                      .uncopied = config_flag(config, "uncopied")};
     command_log_setup(config);
     int rc = check_list(list, &err);
     if (rc >= 0 && config_origin(config, "older-than") == CONFIG_DEFAULT)

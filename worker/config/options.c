@@ -234,6 +234,8 @@ const struct option option_table[] = {
      "Operator", "of which tables; cancellations is one too"},
     {"chunk-rows", PRUNE, OPTION_INT, "2000", 1, 1000000, NULL, "N", "Operator",
      "rows that one transaction removes at most"},
+    {"uncopied", PRUNE, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Operator",
+     "dead letters too whose copy to a queue is still owed: where no worker has --dead-letters-to"},
     {"dry-run", DLQ | SEEK | PRUNE, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Operator",
      "say what would be done, and do nothing"},
 
