@@ -233,6 +233,14 @@ static void on_sink(struct worker *w, struct sink_call *c)
     }
 }
 
+/* What is in hand is finished first; the reason is told at the end. */
+static void source_failed(struct worker *w)
+{
+    const struct err *why = intake_error(w->intake);
+    bool refused = strcmp(why->type, SOURCE_REFUSED) == 0;
+    w->rc = err_typed(w->err, why->code, refused ? SOURCE_REFUSED : "source", "%s", why->msg);
+}
+
 static void on_event(struct worker *w, const struct item *item)
 {
     struct job *job = item->ptr;
@@ -264,9 +272,7 @@ static void on_event(struct worker *w, const struct item *item)
         w->drained = true;
         break;
     case EVENT_SOURCE_FAILED:
-        /* What is in hand is finished first; the reason is told at the end. */
-        w->rc = err_typed(w->err, intake_error(w->intake)->code, "source", "%s",
-                          intake_error(w->intake)->msg);
+        source_failed(w);
         break;
     case EVENT_SINK_DONE:
         on_sink(w, item->ptr);

@@ -93,6 +93,7 @@ static void no_right_to_the_group_is_fatal(void **state)
         rc = turn(MESSAGES);
     assert_int_equal(rc, E_FATAL);
     assert_non_null(strstr(m.err.msg, "GROUP_AUTHORIZATION_FAILED"));
+    assert_string_equal(m.err.type, SOURCE_REFUSED);
 }
 
 /* A refused commit is sent again, whatever the refusal. */

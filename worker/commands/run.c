@@ -352,7 +352,9 @@ static void print_summary(const struct worker_summary *w, const struct session *
 static int verdict(const struct session *s, const struct worker_summary *w, int rc,
                    const struct err *err)
 {
-    bool config_fault = strcmp(err->type, "database_config") == 0;
+    /* A source that refuses would refuse the next process too. */
+    bool config_fault =
+        strcmp(err->type, "database_config") == 0 || strcmp(err->type, SOURCE_REFUSED) == 0;
     if (rc < 0)
         return rc == E_USAGE   ? EXIT_USAGE
                : rc == E_RETRY ? EXIT_UNREACHABLE

@@ -36,9 +36,11 @@ void kafka_note_error(struct source_kafka *k, rd_kafka_resp_err_t code, const ch
         return;
     }
     LOG(LOG_WARN, "kafka_error", LOG_S("code", rd_kafka_err2name(code)), LOG_S("detail", why));
+    bool again = code == RD_KAFKA_RESP_ERR__FATAL || code == RD_KAFKA_RESP_ERR__AUTHENTICATION ||
+                 code == RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED;
     if (kafka_error_class(code) == E_FATAL && !k->failed.code)
-        err_typed(&k->failed, E_FATAL, "kafka", "%s: %s: %s", k->source.label,
-                  rd_kafka_err2name(code), why);
+        err_typed(&k->failed, E_FATAL, again ? "kafka" : SOURCE_REFUSED, "%s: %s: %s",
+                  k->source.label, rd_kafka_err2name(code), why);
 }
 
 void kafka_note_refusal(struct source_kafka *k, rd_kafka_resp_err_t code, const char *what)

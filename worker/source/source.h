@@ -9,6 +9,9 @@
 
 #include "worker/job/job.h"
 
+/* Type of an E_FATAL that the next process would meet too: a right, a position, a protocol. (Not a
+ * login: secrets are read anew; not a member that was fenced.) */
+#define SOURCE_REFUSED "source_refused"
 enum { SOURCE_CLAIM_MAX = 256, SOURCE_PARTITIONS_MAX = 256, SOURCE_GAPS_MAX = 16 };
 
 struct source_budget {

@@ -113,7 +113,7 @@ static bool one_done(struct source_kafka *k, struct err *err)
     struct err away = {0};
     const struct kafka_partition *p = &k->partitions[k->opts.partition];
     if (p->refused) {
-        err_typed(&k->failed, E_FATAL, "kafka",
+        err_typed(&k->failed, E_FATAL, SOURCE_REFUSED,
                   "%s: partition %d: the log ends at %lld, before the stored position; `tranche "
                   "seek` moves that",
                   k->source.label, k->opts.partition, (long long)p->end);
