@@ -41,6 +41,9 @@ campaign: ## the whole fault campaign, in pieces if need be; its report is docs/
 	@tools/build.sh faults tranche faultproxy
 	@$(PYTHON) tests/faults/campaign.py run $(CAMPAIGN); $(PYTHON) tests/faults/campaign.py report
 
+scaling: ## docs/scaling.md: scaling on lag, on GPU use and not at all, simulated (half a minute)
+	@$(PYTHON) tools/scaling page
+
 golden: ## remake the golden files (fetches Transformers)
 	@tools/golden.sh
 
@@ -61,4 +64,4 @@ cuda: ## build/cuda/tranche with the CUDA engine; finds or fetches a toolkit
 clean: ## remove everything that was built
 	rm -rf build
 
-.PHONY: cuda help run demo test check bench campaign golden format lint fuzz clean
+.PHONY: cuda help run demo test check bench campaign scaling golden format lint fuzz clean
