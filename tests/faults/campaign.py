@@ -12,6 +12,7 @@
 Wants the preset `faults` built (release with failpoints)."""
 import argparse
 import concurrent.futures
+import fcntl
 import hashlib
 import json
 import subprocess
@@ -102,6 +103,7 @@ class Campaign:
             if self.full:
                 RESULTS.mkdir(exist_ok=True)
                 with open(self.path, "a") as f:
+                    fcntl.flock(f, fcntl.LOCK_EX)  # other rows may run beside it, in their own process
                     f.write(json.dumps(record) + "\n")
             words = " ".join(f"{k}={v}" for k, v in params.items())
             print(f"{'ok  ' if record['ok'] else 'FAIL'} row {number:2} {words} seed={seed} "

@@ -237,21 +237,21 @@ def limits(case):
 
 
 @row(17, "soak: two workers, faults at a low rate",
-     lambda full: [({"broker": b, "seconds": 300}, 1) for b in ("redis", "kafka")] if full else [])
+     lambda full: [({"broker": b, "seconds": 4500}, 1) for b in ("redis", "kafka")] if full else [])
 def soak(case):
     """Memory, descriptors, threads and connections of a worker that nobody hurts stay where they
     were; the other one is killed and stopped now and then."""
     case.submit(1000)
     case.watch()
-    calm = case.worker(name="calm", step="20ms")
-    hurt = case.worker(name="hurt", step="20ms")
+    calm = case.worker(name="calm", step="100ms")
+    hurt = case.worker(name="hurt", step="100ms")
     time.sleep(20)
     before, until = footprint(calm), time.monotonic() + case.params["seconds"]
     while time.monotonic() < until:
         time.sleep(case.dice.uniform(2, 6))
         if case.dice.random() < 0.5:
             case.kill(hurt, "soak")
-            hurt = case.worker(name="hurt", step="20ms")
+            hurt = case.worker(name="hurt", step="100ms")
         else:
             hurt.signal(signal.SIGSTOP)
             time.sleep(case.dice.uniform(0.5, 4))
