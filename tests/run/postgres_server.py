@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 
 def programs():
@@ -62,7 +63,7 @@ class Server:
         return self
 
     def __exit__(self, *_):
-        with contextlib.suppress(subprocess.CalledProcessError):
+        with contextlib.suppress(subprocess.CalledProcessError, OSError):
             self.stop("immediate")
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -71,7 +72,12 @@ class Server:
                      "-t", "60", "start")
 
     def stop(self, mode="fast"):
+        """Back when the process is gone: pg_ctl is content once its pid file is."""
+        process = pathlib.Path("/proc") / (self.data / "postmaster.pid").read_text().split()[0]
         self.as_user(self.bin / "pg_ctl", "-D", self.data, "-m", mode, "-w", "stop")
+        end = time.monotonic() + 60
+        while process.exists() and time.monotonic() < end:
+            time.sleep(0.01)
 
     def reload(self):
         self.as_user(self.bin / "pg_ctl", "-D", self.data, "reload")
