@@ -26,13 +26,17 @@ static void run_task(struct pool_thread *t, struct item *item)
     const struct pool_opts *o = &t->pool->opts;
     struct job *job = item->ptr;
     int64_t began_ns = clock_mono_ns(clock_system());
-    bool prepares = item->kind == TASK_PREPARE;
+    bool prepares = item->kind != TASK_RENDER;
     if (item->kind == TASK_PREPARE && queue_is_shut(o->tasks)) {
         /* Stopped: nobody will look at it. */
     } else if (item->kind == TASK_PREPARE) {
         FAILPOINT("s3.before_prepare");
+        if (o->prepare->configs)
+            job->config = job_config_current(o->prepare->configs);
         prepare_job(job, o->prepare, &t->prepare);
         FAILPOINT("s3.after_prepare");
+    } else if (item->kind == TASK_PREPARE_AGAIN) {
+        prepare_again(job, o->prepare, &t->prepare);
     } else {
         int64_t wait_ns = 1000000;
         FAILPOINT("s6.before_render");

@@ -40,7 +40,8 @@ static int call_once(struct sink *sink, struct sink_call *c)
     case SINK_LOOKUP:
         return sink->ops->lookup(sink, c->lookups, c->n, &c->err);
     case SINK_COUNT:
-        return sink->ops->count_attempts(sink, c->keys, c->n, c->delta, c->attempts, &c->err);
+        return sink->ops->count_attempts(sink, c->keys, c->revisions, c->n, c->delta, c->attempts,
+                                         &c->err);
     case SINK_COMMIT:
         return sink->ops->commit(sink, &c->commit, &c->counts, &c->err);
     case SINK_PROGRESS:
@@ -51,6 +52,10 @@ static int call_once(struct sink *sink, struct sink_call *c)
         return sink->ops->unpark(sink, c->keys, c->n, c->take, c->take_ctx, &c->err);
     case SINK_CANCELLED:
         return sink->ops->cancelled(sink, c->keys, c->n, c->cancelled, &c->err);
+    case SINK_CONFIG_WRITE:
+        return sink->ops->config_write(sink, c->revision, c->config, &c->err);
+    case SINK_CONFIG_READ:
+        return sink->ops->config_read(sink, c->revision, c->found, &c->err);
     default:
         return sink->ops->totals(sink, &c->totals, &c->err);
     }

@@ -16,6 +16,8 @@
 /* What arrives in the worker's event queue. */
 enum event {
     EVENT_PREPARED = 1,   /* job: parsed and tokenized, or refused */
+    EVENT_PREPARED_AGAIN, /* job: the same under the revision of its first admission */
+    EVENT_CONFIG,         /* struct job_config, held: a new revision, checked */
     EVENT_RENDERED,       /* job: its result is made */
     EVENT_UNDONE,         /* job: a drain took it off the engine before its end */
     EVENT_ASSIGNED,       /* partition: wants its start */
@@ -142,7 +144,9 @@ enum sink_call_kind {
     SINK_PROGRESS,
     SINK_PARK,
     SINK_UNPARK,
-    SINK_CANCELLED
+    SINK_CANCELLED,
+    SINK_CONFIG_WRITE,
+    SINK_CONFIG_READ
 };
 struct sink_call {
     enum sink_call_kind kind;
@@ -150,6 +154,7 @@ struct sink_call {
     size_t n;
     struct lookup *lookups;
     const struct key *keys;
+    const struct str *revisions; /* [n] of SINK_COUNT, see count_attempts */
     int delta;
     int32_t *attempts;
     struct commit commit;
@@ -159,8 +164,10 @@ struct sink_call {
     const struct parked *parked; /* [n] of SINK_PARK */
     unpark_take *take;           /* of SINK_UNPARK; called on the sink's thread */
     void *take_ctx;
-    bool *cancelled; /* [n] of SINK_CANCELLED */
-    int rc;          /* out */
+    bool *cancelled;             /* [n] of SINK_CANCELLED */
+    struct str revision, config; /* of SINK_CONFIG_WRITE; of SINK_CONFIG_READ the name */
+    struct text *found;          /* of SINK_CONFIG_READ */
+    int rc;                      /* out */
     struct err err;
 };
 enum { SINK_SPOOLED = 1 }; /* rc of a commit whose rows are in the spool: no ack yet */

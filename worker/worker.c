@@ -95,6 +95,7 @@ static void admit(struct worker *w, struct job *job)
 
 static void after_lookup(struct worker *w, struct job *job, const struct lookup *l)
 {
+    char why[128];
     job->attempts = l->attempts;
     job->parked = l->parked;
     if (l->state == LOOKUP_SAME) {
@@ -106,7 +107,18 @@ static void after_lookup(struct worker *w, struct job *job, const struct lookup 
         kill_conflict(w, job);
     } else if (l->state == LOOKUP_CANCELLED) {
         worker_refuse(w, job, RESULT_CANCELLED, "cancelled", "a cancellation was asked for");
-    } else if (atomic_load(&job->cut)) {
+    } else if (suspect_convicted(l->attempts, l->deaths) && !atomic_load(&job->cut) &&
+               !job->err.code && !worker_deadline_passed(w, job)) {
+        worker_convict(job, l, why, sizeof why);
+        worker_refuse(w, job, RESULT_DEAD, "crashed", why);
+    } else if (!worker_pin(w, job, l)) {
+        worker_go_on(w, job);
+    }
+}
+
+void worker_go_on(struct worker *w, struct job *job)
+{
+    if (atomic_load(&job->cut)) {
         worker_refuse_cut(w, job);
     } else if (job->err.code) {
         bool ours = job->err.code != E_JOB;
@@ -118,10 +130,6 @@ static void after_lookup(struct worker *w, struct job *job, const struct lookup 
     } else if (worker_deadline_passed(w, job)) {
         worker_refuse(w, job, RESULT_EXPIRED, "expired",
                       "its deadline had passed before it could start");
-    } else if (suspect_convicted(l->attempts, l->deaths)) {
-        char why[128];
-        worker_convict(job, l, why, sizeof why);
-        worker_refuse(w, job, RESULT_DEAD, "crashed", why);
     } else {
         worker_wait(w, job);
         worker_cancel_watch(w, job);
@@ -167,11 +175,13 @@ static void send_counts(struct worker *w)
         }
         w->output_bytes += (int64_t)job->output_bytes;
         w->counted[n] = job;
+        w->revisions[n] = str_of(job->config ? job->config->revision : NULL);
         w->keys[n++] = (struct key){job->run, job->batch_id, job->custom_id};
     }
     if (n == 0)
         return;
     w->count.keys = w->keys;
+    w->count.revisions = w->revisions;
     w->count.n = n;
     w->count.delta = worker_count_kind(w, n);
     w->count.attempts = w->attempts;
@@ -210,7 +220,7 @@ static void give_up(struct worker *w, int rc, const struct err *why)
 static void on_sink(struct worker *w, struct sink_call *c)
 {
     c->busy = false;
-    if (worker_park_answer(w, c) || worker_cancel_answer(w, c))
+    if (worker_park_answer(w, c) || worker_cancel_answer(w, c) || worker_config_answer(w, c))
         return;
     if (c->rc == E_RETRY && w->gave_up) {
         w->stop = true; /* its time was over; work is left */
@@ -241,6 +251,16 @@ static void source_failed(struct worker *w)
     w->rc = err_typed(w->err, why->code, refused ? SOURCE_REFUSED : "source", "%s", why->msg);
 }
 
+static void on_rendered(struct worker *w, struct job *job)
+{
+    w->rendered++;
+    w->output_bytes -= (int64_t)job->output_bytes;
+    mem_free(job->output); /* text now; nobody reads the ids again */
+    job->output = NULL;
+    if (!worker_hold(w, job))
+        worker_to_commit(w, job);
+}
+
 static void on_event(struct worker *w, const struct item *item)
 {
     struct job *job = item->ptr;
@@ -250,13 +270,14 @@ static void on_event(struct worker *w, const struct item *item)
         while ((job = outstanding_next(&w->out)))
             admit(w, job);
         break;
+    case EVENT_PREPARED_AGAIN:
+        worker_prepared_again(w, job);
+        break;
+    case EVENT_CONFIG:
+        worker_config_offer(w, item->ptr);
+        break;
     case EVENT_RENDERED:
-        w->rendered++;
-        w->output_bytes -= (int64_t)job->output_bytes;
-        mem_free(job->output); /* text now; nobody reads the ids again */
-        job->output = NULL;
-        if (!worker_hold(w, job))
-            worker_to_commit(w, job);
+        on_rendered(w, job);
         break;
     case EVENT_UNDONE:
         worker_undone(w, job);
@@ -305,7 +326,7 @@ static void on_event(struct worker *w, const struct item *item)
 static bool finished(const struct worker *w)
 {
     bool quiet = !w->lookup.busy && !w->count.busy && !w->commit.busy && !w->start.busy &&
-                 !w->cancelling.call.busy && !worker_park_busy(w);
+                 !w->cancelling.call.busy && !worker_park_busy(w) && !worker_config_busy(w);
     if (w->stop)
         return quiet;
     return quiet && w->to_commit.n == 0 && worker_park_empty(w) && !worker_rows_owed(w) &&
@@ -325,6 +346,7 @@ void worker_loop(struct worker *w)
         if (w->stop)
             continue;
         worker_canary_first(w);
+        worker_config_step(w);
         send_lookups(w);
         send_counts(w);
         worker_cancel_step(w);

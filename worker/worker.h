@@ -25,6 +25,7 @@ struct worker_opts {
     struct sink *sink;
     struct spool *spool; /* rows go there while the sink is away; NULL: they wait in memory */
     const struct prepare_context *prepare;
+    const struct job_config_base *configs; /* where prepare->configs is; dir set: it is watched */
     const struct result_context *result;
     const struct clock *clock;
     const char *group; /* partition_progress.consumer_group: "file" */

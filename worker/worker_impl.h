@@ -5,6 +5,7 @@
 #define TRANCHE_WORKER_WORKER_IMPL_H
 
 #include "worker/breaker.h"
+#include "worker/config_watch.h"
 #include "worker/outstanding.h"
 #include "worker/suspects.h"
 #include "worker/threads.h"
@@ -41,10 +42,25 @@ struct parking {
     struct list aside;     /* the sweep's, empty between two */
     struct job *unparking[UNPARK_MAX];
     struct key unpark_keys[UNPARK_MAX];
-    uint8_t engine_sha256[32];
     int64_t work_until_ns, sink_until_ns; /* mono, once it drains */
     bool hurried;
     int64_t released; /* messages that went back without a row */
+};
+/* worker_config.c */
+enum { KNOWN_CONFIGS = 8 };
+struct known_config {
+    char revision[REVISION_CAP];
+    struct job_config *config; /* held; NULL: not to be had */
+};
+struct configuring {
+    struct sink_call write, read;
+    struct job_config *next, *writing; /* held: offered; on its way into the database */
+    struct list to_pin;                /* looked up; the revision of their first start is unknown */
+    char reading[REVISION_CAP];
+    struct text text; /* what `read` finds */
+    struct known_config known[KNOWN_CONFIGS];
+    size_t next_known;
+    int64_t again; /* jobs that are prepared once more */
 };
 /* worker_cancel.c */
 struct cancelling {
@@ -68,6 +84,7 @@ struct worker {
     struct intake *intake;
     struct engine_group *engine;
     struct sink_thread *sink;
+    struct config_watch *watch;
 
     struct list to_look_up, to_commit; /* rendered or dead, in order of arrival here */
     struct list present, passing;      /* their rows were there; of these, those of `commit` */
@@ -76,6 +93,7 @@ struct worker {
     struct job *looked_up[LOOKUP_MAX], *counted[COUNT_MAX];
     struct lookup lookups[LOOKUP_MAX];
     struct key keys[COUNT_MAX];
+    struct str revisions[COUNT_MAX];
     int32_t attempts[COUNT_MAX];
     struct job **committing; /* [commit_max] */
     const struct result **results;
@@ -110,6 +128,7 @@ struct worker {
     int64_t output_bytes;     /* of jobs with the engine */
     struct parking parking;
     struct cancelling cancelling;
+    struct configuring configuring;
     int64_t start_ns, begun_ns, drain_ns; /* begun: the first start was counted; 0: none yet */
     int64_t present_bytes;                /* of the source, of messages whose row was there */
     int64_t metrics_ns, beats[ENGINES_MAX], beats_ns[ENGINES_MAX]; /* worker_metrics.c */
@@ -139,6 +158,9 @@ void worker_tally(struct worker *w, const struct job *job); /* into the summary 
 void worker_refuse(struct worker *w, struct job *job, enum result_status status, const char *code,
                    const char *detail);
 
+/* What its lookup allows, once it is prepared under the right revision: its row, or its turn. */
+void worker_go_on(struct worker *w, struct job *job);
+
 /* worker_drain.c, worker_park.c: drains; a job leaves this worker without a row, or comes with
  * parked states. */
 void worker_start_drain(struct worker *w); /* again is harmless */
@@ -150,8 +172,18 @@ void worker_park_step(struct worker *w);
 bool worker_park_answer(struct worker *w, struct sink_call *c);
 bool worker_park_busy(const struct worker *w);  /* a call is with the sink */
 bool worker_park_empty(const struct worker *w); /* nothing is left to be parked or released */
-void worker_park_open(struct worker *w);
 void worker_park_close(struct worker *w);
+
+/* worker_config.c. Takes next, which the database is to keep before it is adopted. */
+void worker_config_offer(struct worker *w, struct job_config *next);
+/* True: another revision is the job's, and it is to be prepared again; worker_go_on follows. */
+bool worker_pin(struct worker *w, struct job *job, const struct lookup *l);
+void worker_prepared_again(struct worker *w, struct job *job);
+void worker_config_step(struct worker *w);
+bool worker_config_answer(struct worker *w, const struct sink_call *c); /* one that went well */
+bool worker_config_busy(const struct worker *w);
+bool worker_config_empty(const struct worker *w);
+void worker_config_close(struct worker *w);
 
 /* worker_cancel.c: cancellations and deadlines of jobs that wait or run. */
 int worker_cancel_open(struct worker *w, struct err *err) TR_MUSTCHECK;

@@ -26,13 +26,22 @@ static int open_queues(struct worker *w, struct err *err)
     return rc;
 }
 
+static int open_watch(struct worker *w, struct err *err)
+{
+    struct job_config *first = job_config_current(w->opts.prepare->configs);
+    struct config_watch_opts watch = {w->opts.configs, first->revision, w->events, 0};
+    int rc = config_watch_open(&w->watch, &watch, err);
+    job_config_release(first);
+    return rc;
+}
+
 static int open_threads(struct worker *w, struct err *err)
 {
     const struct worker_opts *o = &w->opts;
     struct pool_opts pool = {.threads = o->prepare_threads,
                              .tasks = w->tasks,
                              .out = w->events,
-                             .done = {0, EVENT_PREPARED, EVENT_RENDERED},
+                             .done = {0, EVENT_PREPARED, EVENT_RENDERED, EVENT_PREPARED_AGAIN},
                              .prepare = o->prepare,
                              .result = o->result};
     struct engine_group_opts engine = {o->engines, o->n_engines, w->ready, w->tasks,
@@ -52,6 +61,8 @@ static int open_threads(struct worker *w, struct err *err)
         rc = sink_thread_open(&w->sink, &sink, err);
     if (rc == E_OK)
         rc = intake_open(&w->intake, &intake, err);
+    if (rc == E_OK && o->configs && o->configs->dir)
+        rc = open_watch(w, err);
     return rc;
 }
 
@@ -79,11 +90,11 @@ static void uncount(struct worker *w)
             if (n < COUNT_MAX)
                 continue;
             struct err err = {0};
-            (void)w->opts.sink->ops->count_attempts(w->opts.sink, w->keys, n, -1, NULL, &err);
+            (void)w->opts.sink->ops->count_attempts(w->opts.sink, w->keys, NULL, n, -1, NULL, &err);
             n = 0;
         }
     struct err err = {0};
-    if (n && w->opts.sink->ops->count_attempts(w->opts.sink, w->keys, n, -1, NULL, &err) < 0)
+    if (n && w->opts.sink->ops->count_attempts(w->opts.sink, w->keys, NULL, n, -1, NULL, &err) < 0)
         LOG(LOG_WARN, "attempts_not_returned", LOG_S("error", err.msg));
 }
 
@@ -107,6 +118,7 @@ static void close_threads(struct worker *w)
 {
     struct item items[EVENT_MAX];
     size_t n;
+    config_watch_close(w->watch);
     if (w->intake)
         intake_stop(w->intake);
     if (w->returns)
@@ -123,6 +135,8 @@ static void close_threads(struct worker *w)
         for (size_t i = 0; i < n; i++)
             if (items[i].kind == EVENT_PREPARED)
                 outstanding_arrive(&w->out, items[i].ptr);
+            else if (items[i].kind == EVENT_CONFIG)
+                job_config_release(items[i].ptr);
             else if (items[i].kind == EVENT_GAP || items[i].kind == EVENT_STARTED)
                 mem_free(items[i].ptr);
 }
@@ -135,6 +149,7 @@ static void close_rest(struct worker *w)
     worker_cancel_close(w);
     job_close(w->canary);
     worker_park_close(w);
+    worker_config_close(w);
     for (size_t i = 0; i < TR_COUNT(queues); i++)
         queue_close(queues[i]);
     mem_free(w->committing);
@@ -191,7 +206,6 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
     w->start_ns = clock_mono_ns(opts->clock);
     w->ready_cap = TR_MIN(TR_MAX((int64_t)stats.slots * 2, (int64_t)COUNT_MAX), opts->claim_rows);
     w->wave = stats.slots + w->ready_cap;
-    worker_park_open(w);
     w->rc = open_queues(w, err);
     if (w->rc == E_OK)
         w->rc = open_threads(w, err);

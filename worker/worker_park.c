@@ -8,10 +8,9 @@
 
 static const size_t PARK_BYTES_MAX = 4 << 20; /* of one transaction; one job may pass it */
 
-void worker_park_open(struct worker *w)
+static const char *revision_of(const struct worker *w, const struct job *job)
 {
-    const struct result_context *r = w->opts.result;
-    parked_engine_sha256(r->fingerprint, r->config_revision, r->weights, w->parking.engine_sha256);
+    return job->config ? job->config->revision : w->opts.result->config_revision;
 }
 
 void worker_park_close(struct worker *w)
@@ -26,7 +25,8 @@ static struct parked_shape shape_of(const struct worker *w, const struct job_cho
                              .prompt_top = c->sampling.prompt_logprobs,
                              .n_prompt = job->prompts[c->prompt].n};
     memcpy(s.request_sha256, job->sha256, sizeof s.request_sha256);
-    memcpy(s.engine_sha256, w->parking.engine_sha256, sizeof s.engine_sha256);
+    parked_engine_sha256(w->opts.result->fingerprint, revision_of(w, job), w->opts.result->weights,
+                         s.engine_sha256);
     return s;
 }
 
@@ -77,14 +77,13 @@ static void add_state(struct worker *w, struct job *job, int32_t choice)
         p->n_states = 0; /* the jobs of this batch run again from their beginning */
         return;
     }
-    p->states[p->n_states++] =
-        (struct parked){.key = key_of(job),
-                        .choice = choice,
-                        .n = c->out.n,
-                        .state = {NULL, bytes},
-                        .config_revision = str_of(w->opts.result->config_revision),
-                        .worker = str_of(w->opts.result->worker),
-                        .parked_ns = clock_wall_ns(w->opts.clock)};
+    p->states[p->n_states++] = (struct parked){.key = key_of(job),
+                                               .choice = choice,
+                                               .n = c->out.n,
+                                               .state = {NULL, bytes},
+                                               .config_revision = str_of(revision_of(w, job)),
+                                               .worker = str_of(w->opts.result->worker),
+                                               .parked_ns = clock_wall_ns(w->opts.clock)};
 }
 
 /* The next jobs off the list: their states, and their keys for the count. */
@@ -133,7 +132,7 @@ static void release_waiting(struct worker *w)
 {
     struct job *job;
     while ((job = job_heap_pop(&w->out.waiting)) || (job = suspects_take(&w->suspects)) ||
-           (job = list_take(&w->to_look_up)))
+           (job = list_take(&w->to_look_up)) || (job = list_take(&w->configuring.to_pin)))
         give_to_source(w, job);
 }
 
@@ -305,5 +304,5 @@ bool worker_park_busy(const struct worker *w)
 
 bool worker_park_empty(const struct worker *w)
 {
-    return w->parking.undone.n == 0 && w->parking.to_unpark.n == 0;
+    return w->parking.undone.n == 0 && w->parking.to_unpark.n == 0 && worker_config_empty(w);
 }

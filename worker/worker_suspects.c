@@ -24,7 +24,7 @@ bool worker_none_waits(const struct worker *w)
 
 bool worker_none_left(const struct worker *w)
 {
-    return worker_none_waits(w) && w->failed.n == 0 && w->held.n == 0;
+    return worker_none_waits(w) && w->failed.n == 0 && w->held.n == 0 && worker_config_empty(w);
 }
 
 static bool suspects_turn(struct worker *w)

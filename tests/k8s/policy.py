@@ -136,6 +136,20 @@ def models_are_read_only(objects):
 
 
 @rule
+def settings_reach_running_pods(objects):
+    """The kubelet renews whole mounts only, and what is watched must be one."""
+    folder = settings(objects).get("job-config")
+    for name, template, c in containers(objects):
+        for m in c.get("volumeMounts", []):
+            if m.get("subPath") or m.get("subPathExpr"):
+                yield f"{name}: {m['mountPath']} is a subPath, which never changes in a running pod"
+    for name, template, c in workers(objects):
+        volume = [m["name"] for m in c["volumeMounts"] if m["mountPath"] == folder]
+        if not any(v["name"] in volume and "configMap" in v for v in template["spec"]["volumes"]):
+            yield f"{name}: job-config {folder} is no ConfigMap of the pod"
+
+
+@rule
 def settings_name_what_is_mounted(objects):
     """Every path of tranche.conf and broker.conf lies in a mount of every worker."""
     data = [o["data"] for o in objects if o["kind"] == "ConfigMap"]

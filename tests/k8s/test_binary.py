@@ -35,14 +35,15 @@ def run(container, objects, folder, secrets, edit=lambda text: text):
         return re.sub(r"(?<![\w/:])/(?=(etc|var|models)/)", f"{folder}/", text)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    data = next(o["data"] for o in objects if o["kind"] == "ConfigMap")
-    for name in ("etc/tranche", "var/spool/tranche", "var/cache/tranche", "models"):
+    maps = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
+    for name in ("etc/tranche", "etc/tranche-jobs", "var/spool/tranche", "var/cache/tranche", "models"):
         os.makedirs(f"{folder}/{name}", exist_ok=True)
     if not os.path.exists(f"{folder}/models/model"):  # looked for before any server is
         os.symlink(f"{manifests.ROOT}/examples/tiny-model", f"{folder}/models/model")
-    for name, text in data.items():
-        with open(f"{folder}/etc/tranche/{name}", "w") as f:
-            f.write(edit(moved(text)).replace("[::]:9464", f"127.0.0.1:{port}"))
+    for mount, data in (("tranche", maps["tranche"]), ("tranche-jobs", maps["tranche-jobs"])):
+        for name, text in data.items():
+            with open(f"{folder}/etc/{mount}/{name}", "w") as f:
+                f.write(edit(moved(text)).replace("[::]:9464", f"127.0.0.1:{port}"))
     environment = {"PATH": os.environ["PATH"], "JOB_COMPLETION_INDEX": "3",
                    "TRANCHE_CONNECT_TIMEOUT": "1s"}
     for e in container.get("env", []):

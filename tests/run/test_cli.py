@@ -411,7 +411,7 @@ def test_doctor_reads_the_rows_of_a_run(tranche, tiny_model, tmp_path):
     assert process.returncode == 0, process.stderr
     faults, found = doctor(tranche, tiny_model, "--db", "rows.db")
     assert faults == {}
-    assert "schema 1, 3 rows" in [c for c in found["checks"] if c["check"] == "database"][0]["text"]
+    assert "schema 2, 3 rows" in [c for c in found["checks"] if c["check"] == "database"][0]["text"]
 
 
 def test_doctor_sees_a_busy_database(tranche, tiny_model, tmp_path):

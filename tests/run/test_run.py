@@ -234,7 +234,7 @@ def test_every_table_column_and_view_answers(sim):
                      "NOT LIKE 'sqlite_%'")
     assert {n["name"] for n in names} >= {
         "results", "batches", "dead_letters", "job_attempts", "parked", "partition_progress",
-        "lost_ranges", "cancellations", "schema_migrations", "v_results", "v_failures"}
+        "lost_ranges", "cancellations", "schema_migrations", "config_revisions", "v_results", "v_failures"}
     for n in names:
         rows(db, f"SELECT * FROM {n['name']}")
     ok, bad = rows(db, "SELECT ok, invalid FROM v_batches")[0]

@@ -19,7 +19,7 @@ static void start_as(struct sink *s, const char *process, const struct key *keys
 {
     struct err err = {0};
     s->process = str_of(process);
-    assert_int_equal(s->ops->count_attempts(s, keys, n, what, NULL, &err), E_OK);
+    assert_int_equal(s->ops->count_attempts(s, keys, NULL, n, what, NULL, &err), E_OK);
 }
 
 static struct death death_as(struct sink *s, const char *process, enum death_cause cause)

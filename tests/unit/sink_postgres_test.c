@@ -185,17 +185,17 @@ static void attempts_are_counted_until_the_row(void **state)
                           {STR("main"), STR("b"), STR("a")},
                           {STR("main"), STR("b"), STR("z")},
                           {STR("main"), STR("a"), STR("q")}};
-    assert_int_equal(s->ops->count_attempts(s, keys, 4, 1, n, &err), E_OK);
+    assert_int_equal(s->ops->count_attempts(s, keys, NULL, 4, 1, n, &err), E_OK);
     assert_true(n[0] == 2 && n[1] == 1 && n[2] == 2 && n[3] == 1);
-    assert_int_equal(s->ops->count_attempts(s, keys, 2, 1, n, &err), E_OK);
+    assert_int_equal(s->ops->count_attempts(s, keys, NULL, 2, 1, n, &err), E_OK);
     assert_true(n[0] == 3 && n[1] == 2);
     struct lookup l = {.key = keys[0], .sha256 = sha};
     assert_int_equal(s->ops->lookup(s, &l, 1, &err), E_OK);
     assert_int_equal(l.attempts, 3);
-    assert_int_equal(s->ops->count_attempts(s, keys, 2, -1, n, &err), E_OK);
+    assert_int_equal(s->ops->count_attempts(s, keys, NULL, 2, -1, n, &err), E_OK);
     assert_true(n[0] == 2 && n[1] == 1);
-    assert_int_equal(s->ops->count_attempts(s, &keys[3], 1, -1, NULL, &err), E_OK);
-    assert_int_equal(s->ops->count_attempts(s, &keys[3], 1, -1, n, &err), E_OK);
+    assert_int_equal(s->ops->count_attempts(s, &keys[3], NULL, 1, -1, NULL, &err), E_OK);
+    assert_int_equal(s->ops->count_attempts(s, &keys[3], NULL, 1, -1, n, &err), E_OK);
     assert_int_equal(n[0], 0); /* never below */
     struct result rows[2] = {make_result("z", STR("x"), RESULT_OK),
                              make_result("a", STR("y"), RESULT_OK)};
@@ -213,10 +213,39 @@ static void starts_behind_a_row_are_forgotten(void **state)
     struct result row = make_result("a", STR("y"), RESULT_OK);
     struct key keys[2] = {row.key, {STR("main"), STR("b"), STR("open")}};
     commit_all(s, &row, 1, NULL, 0);
-    assert_int_equal(s->ops->count_attempts(s, keys, 2, COUNT_START, NULL, &err), E_OK);
+    assert_int_equal(s->ops->count_attempts(s, keys, NULL, 2, COUNT_START, NULL, &err), E_OK);
     assert_int_equal(s->ops->progress_read(s, NULL, 0, &err), E_OK);
     assert_int_equal(ask("SELECT count(*) FROM tranche.job_attempts"), 1);
     assert_int_equal(ask("SELECT n FROM tranche.job_attempts WHERE custom_id='open'"), 1);
+    sink_close(s);
+}
+
+/* The revision of the first counted start stays until the row, also where starts come back. */
+static void the_first_revision_is_kept(void **state)
+{
+    (void)state;
+    struct sink *s = fresh();
+    struct err err = {0};
+    struct text found = {0};
+    uint8_t sha[32] = {0};
+    struct key key = {STR("main"), STR("b"), STR("a")};
+    struct str first = STR("0123456789abcdef"), second = STR("fedcba9876543210");
+    struct lookup l = {.key = key, .sha256 = sha};
+    assert_int_equal(s->ops->config_write(s, first, STR("{\"max_tokens\":7}"), &err), E_OK);
+    assert_int_equal(s->ops->config_write(s, first, STR("another"), &err), E_OK);
+    assert_int_equal(s->ops->config_read(s, first, &found, &err), E_OK);
+    assert_true(str_eq(text_view(&found), STR("{\"max_tokens\":7}")));
+    assert_int_equal(s->ops->config_read(s, second, &found, &err), E_OK);
+    assert_int_equal(found.len, 0);
+    assert_int_equal(s->ops->lookup(s, &l, 1, &err), E_OK);
+    assert_string_equal(l.config_revision, "");
+    assert_int_equal(s->ops->count_attempts(s, &key, &first, 1, COUNT_START, NULL, &err), E_OK);
+    assert_int_equal(s->ops->count_attempts(s, &key, NULL, 1, COUNT_BACK, NULL, &err), E_OK);
+    assert_int_equal(s->ops->count_attempts(s, &key, &second, 1, COUNT_ALONE, NULL, &err), E_OK);
+    assert_int_equal(s->ops->lookup(s, &l, 1, &err), E_OK);
+    assert_string_equal(l.config_revision, "0123456789abcdef");
+    assert_int_equal(l.attempts, 1);
+    text_close(&found);
     sink_close(s);
 }
 
@@ -469,6 +498,7 @@ int main(void)
         cmocka_unit_test(first_row_of_a_key_stays),
         cmocka_unit_test(lookup_tells_four_states),
         cmocka_unit_test(attempts_are_counted_until_the_row),
+        cmocka_unit_test(the_first_revision_is_kept),
         cmocka_unit_test(deaths_charge_only_who_was_alone),
         cmocka_unit_test(starts_behind_a_row_are_forgotten),
         cmocka_unit_test(bytes_that_are_no_text),

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "tests/unit/sink_deaths.h"
+#include "generated/schema_sqlite.h"
 #include "worker/sink/sink.h"
 #include "worker/job/text.h"
 
@@ -160,12 +161,12 @@ static void attempts_are_durable_until_the_row(void **state)
     int32_t n = 0;
     for (int start = 1; start <= 3; start++) { /* three processes, each of which dies */
         struct sink *s = open_sink();
-        assert_int_equal(s->ops->count_attempts(s, &key, 1, 1, &n, &err), E_OK);
+        assert_int_equal(s->ops->count_attempts(s, &key, NULL, 1, 1, &n, &err), E_OK);
         assert_int_equal(n, start);
         sink_close(s);
     }
     struct sink *s = open_sink();
-    assert_int_equal(s->ops->count_attempts(s, &key, 1, -1, &n, &err), E_OK);
+    assert_int_equal(s->ops->count_attempts(s, &key, NULL, 1, -1, &n, &err), E_OK);
     assert_int_equal(n, 2);
     uint8_t sha[32] = {0};
     struct lookup l = {.key = key, .sha256 = sha};
@@ -186,11 +187,59 @@ static void starts_behind_a_row_are_forgotten(void **state)
     struct result row = make_result("a", "one", RESULT_OK);
     struct key keys[2] = {row.key, {STR("main"), STR("b"), STR("open")}};
     commit_rows(s, &row, 1);
-    assert_int_equal(s->ops->count_attempts(s, keys, 2, COUNT_START, NULL, &err), E_OK);
+    assert_int_equal(s->ops->count_attempts(s, keys, NULL, 2, COUNT_START, NULL, &err), E_OK);
     assert_int_equal(s->ops->progress_read(s, NULL, 0, &err), E_OK);
     assert_int_equal(s->ops->progress_read(s, NULL, 0, &err), E_OK);
     assert_int_equal(ask("SELECT count(*) FROM job_attempts"), 1);
     assert_int_equal(ask("SELECT n FROM job_attempts WHERE custom_id='open'"), 1);
+    sink_close(s);
+}
+
+/* The revision of the first counted start stays until the row, also where starts come back. */
+static void the_first_revision_is_kept(void **state)
+{
+    (void)state;
+    struct sink *s = open_sink();
+    struct err err = {0};
+    struct text found = {0};
+    uint8_t sha[32] = {0};
+    struct key key = {STR("main"), STR("b"), STR("a")};
+    struct str first = STR("0123456789abcdef"), second = STR("fedcba9876543210");
+    struct lookup l = {.key = key, .sha256 = sha};
+    assert_int_equal(s->ops->config_write(s, first, STR("{\"max_tokens\":7}"), &err), E_OK);
+    assert_int_equal(s->ops->config_write(s, first, STR("another"), &err), E_OK);
+    assert_int_equal(s->ops->config_read(s, first, &found, &err), E_OK);
+    assert_true(str_eq(text_view(&found), STR("{\"max_tokens\":7}")));
+    assert_int_equal(s->ops->config_read(s, second, &found, &err), E_OK);
+    assert_int_equal(found.len, 0);
+    assert_int_equal(s->ops->lookup(s, &l, 1, &err), E_OK);
+    assert_string_equal(l.config_revision, "");
+    assert_int_equal(s->ops->count_attempts(s, &key, &first, 1, COUNT_START, NULL, &err), E_OK);
+    assert_int_equal(s->ops->count_attempts(s, &key, NULL, 1, COUNT_BACK, NULL, &err), E_OK);
+    assert_int_equal(s->ops->count_attempts(s, &key, &second, 1, COUNT_ALONE, NULL, &err), E_OK);
+    assert_int_equal(s->ops->lookup(s, &l, 1, &err), E_OK);
+    assert_string_equal(l.config_revision, "0123456789abcdef");
+    assert_int_equal(l.attempts, 1);
+    text_close(&found);
+    sink_close(s);
+}
+
+/* What a worker of schema 1 has left is there for one of today. */
+static void older_files_are_brought_up(void **state)
+{
+    (void)state;
+    run_sql("PRAGMA application_id = 1953656419");
+    run_sql(schema_sqlite_001);
+    run_sql("INSERT INTO job_attempts (run, batch_id, custom_id, n, last_at) "
+            "VALUES ('main','b','a',2,'x')");
+    struct sink *s = open_sink();
+    struct err err = {0};
+    uint8_t sha[32] = {0};
+    struct lookup l = {.key = {STR("main"), STR("b"), STR("a")}, .sha256 = sha};
+    assert_int_equal(s->ops->lookup(s, &l, 1, &err), E_OK);
+    assert_int_equal(l.attempts, 2);
+    assert_string_equal(l.config_revision, "");
+    assert_int_equal(ask("SELECT max(version) FROM schema_migrations"), 2);
     sink_close(s);
 }
 
@@ -369,7 +418,7 @@ static void foreign_and_newer_files_are_refused(void **state)
     run_sql("DROP TABLE t");
     sink_close(open_sink());
     run_sql("INSERT INTO schema_migrations (version, name) VALUES (99, 'future')");
-    expect_refused("has schema 99, this build knows up to 1");
+    expect_refused("has schema 99, this build knows up to 2");
 }
 
 static void times_are_written_right(void **state)
@@ -396,6 +445,8 @@ int main(void)
         WITH_FILE(first_row_of_a_key_stays),
         WITH_FILE(lookup_tells_four_states),
         WITH_FILE(attempts_are_durable_until_the_row),
+        WITH_FILE(the_first_revision_is_kept),
+        WITH_FILE(older_files_are_brought_up),
         WITH_FILE(deaths_charge_only_who_was_alone),
         WITH_FILE(starts_behind_a_row_are_forgotten),
         WITH_FILE(dead_letters_and_progress_share_the_transaction),

@@ -19,10 +19,10 @@ static int through_lookup(struct sink *s, struct lookup *l, size_t n, struct err
 {
     return behind(s)->ops->lookup(behind(s), l, n, err);
 }
-static int through_count(struct sink *s, const struct key *k, size_t n, int what, int32_t *a,
-                         struct err *err)
+static int through_count(struct sink *s, const struct key *k, const struct str *revisions, size_t n,
+                         int what, int32_t *a, struct err *err)
 {
-    return behind(s)->ops->count_attempts(behind(s), k, n, what, a, err);
+    return behind(s)->ops->count_attempts(behind(s), k, revisions, n, what, a, err);
 }
 static int through_death(struct sink *s, struct death *d, struct err *err)
 {

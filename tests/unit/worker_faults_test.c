@@ -32,9 +32,10 @@ static void suspects_run_apart_and_the_convicted_not_at_all(void **state)
         snprintf(text[i], sizeof text[i], "{\"id\":\"%s%d\",\"prompt\":\"p%d\"}", kind, i, i);
         lines[i] = text[i];
         char sql[200];
-        snprintf(sql, sizeof sql,
-                 "INSERT INTO job_attempts VALUES ('main','b','%s%d',%d,'',%d,'SIGSEGV',NULL,0)",
-                 kind, i, 3 + i % 2, *kind == 'd' ? 2 : *kind == 's');
+        snprintf(
+            sql, sizeof sql,
+            "INSERT INTO job_attempts VALUES ('main','b','%s%d',%d,'',%d,'SIGSEGV',NULL,0,NULL)",
+            kind, i, 3 + i % 2, *kind == 'd' ? 2 : *kind == 's');
         if (*kind != 'j')
             ask(sql);
     }

@@ -79,14 +79,14 @@ static void note_group(const struct key *k, size_t n, int what)
     group_mixed += suspects != (int)n;
     group_unsettled += ask("SELECT count(*) FROM job_attempts WHERE process IS NOT NULL") > 0;
 }
-static int faulty_count(struct sink *s, const struct key *k, size_t n, int delta, int32_t *a,
-                        struct err *err)
+static int faulty_count(struct sink *s, const struct key *k, const struct str *revisions, size_t n,
+                        int delta, int32_t *a, struct err *err)
 {
     struct faulty_sink *f = (struct faulty_sink *)s;
     note_group(k, n, delta);
     if (down(f))
         return err_set(err, E_RETRY, "injected away");
-    return through_count(s, k, n, delta, a, err);
+    return through_count(s, k, revisions, n, delta, a, err);
 }
 static int faulty_commit(struct sink *s, const struct commit *c, struct commit_counts *counts,
                          struct err *err)

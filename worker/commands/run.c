@@ -18,7 +18,7 @@
 
 static const int64_t OUTBOX_NS = 5000000000; /* for the last copies */
 enum { BYTE_VOCAB = 256, BYTE_CONTEXT = 1 << 20 };
-static const int64_t RECORD_NS = 10000000000;
+static const int64_t RECORD_NS = 10000000000, AGAIN_NS = 200000000;
 
 void run_opts_init(struct run_opts *o)
 {
@@ -48,7 +48,9 @@ struct session {
     struct model_hash *hash;
     struct prepare_context prepare;
     struct result_context result;
-    char worker_name[300], revision[17], weights[65];
+    char worker_name[300], weights[65], revision[REVISION_CAP]; /* the first */
+    struct job_config_base base;
+    struct job_config_slot configs;
     struct supervised *self;
 };
 
@@ -76,47 +78,6 @@ static void fill_defaults(struct session *s)
     }
 }
 
-/* Adds a file of the model folder to the revision; an absent one counts as empty. */
-static void fold_file(struct text *all, const char *dir, const char *name)
-{
-    char path[PATH_MAX], hex[65];
-    uint8_t sha[32];
-    struct text content = {0};
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "re");
-    char *at;
-    while (f && (at = text_room(&content, 65536)) && !feof(f) && !ferror(f))
-        content.len += fread(at, 1, 65536, f);
-    if (f)
-        fclose(f);
-    sha256_of(text_view(&content), sha);
-    sha256_hex(sha, hex);
-    text_f(all, "%s %s\n", name, hex);
-    text_close(&content);
-}
-
-/* Names what the answers depend on besides weights and request: the folder's text files, the
- * template in force, and the options that change a prompt or its parameters. */
-static void fill_revision(struct session *s)
-{
-    static const char *const files[] = {"config.json", "generation_config.json", "tokenizer.json",
-                                        "tokenizer_config.json"};
-    const struct run_opts *o = &s->opts;
-    struct text all = {0};
-    char hex[65];
-    uint8_t sha[32];
-    const char *dir = s->model.model ? model_dir(s->model.model) : o->model.dir;
-    for (size_t i = 0; dir && i < TR_COUNT(files); i++)
-        fold_file(&all, dir, files[i]);
-    text_f(&all, "template %s\ndefault_max_tokens %d\ngeneration_config %d\nplain_content %d\n",
-           s->model.chat_template ? chat_template_sha256(s->model.chat_template) : "none",
-           o->default_max_tokens, !o->ignore_generation_config, o->model.plain_content);
-    sha256_of(text_view(&all), sha);
-    sha256_hex(sha, hex);
-    snprintf(s->revision, sizeof s->revision, "%.16s", hex);
-    text_close(&all);
-}
-
 /* A request must fit whichever engine takes it. */
 static int32_t shortest_model_len(const struct session *s)
 {
@@ -126,11 +87,10 @@ static int32_t shortest_model_len(const struct session *s)
     return shortest;
 }
 
-static void fill_contexts(struct session *s)
+static void fill_prepare(struct session *s)
 {
     const struct run_opts *o = &s->opts;
     const struct loaded_model *m = &s->model;
-    const struct clock *clock = clock_system();
     int32_t vocab = BYTE_VOCAB;
     if (m->tokenizer)
         vocab = tokenizer_vocab_size(m->tokenizer);
@@ -144,7 +104,51 @@ static void fill_contexts(struct session *s)
                    .max_model_len = shortest_model_len(s),
                    .thinks = m->rules.think_close_id >= 0},
         .defaults = {str_of(o->run), str_of(o->batch ? o->batch : s->source->stem)},
-        .plain_content = o->model.plain_content};
+        .plain_content = o->model.plain_content,
+        .configs = &s->configs};
+}
+
+/* The first revision, kept in the database before a job can be counted under it. */
+static int open_configs(struct session *s, struct err *err)
+{
+    const struct run_opts *o = &s->opts;
+    const struct clock *clock = clock_system();
+    int64_t until = clock_mono_ns(clock) + TR_MAX(o->postgres.connect_ns, RECORD_NS);
+    struct job_config *first = NULL;
+    struct err why = {0};
+    int rc;
+    s->base = (struct job_config_base){.prepare = &s->prepare,
+                                       .model_dir = s->model.model ? model_dir(s->model.model)
+                                                                   : o->model.dir,
+                                       .template_path = o->model.chat_template,
+                                       .dir = o->job_config};
+    job_config_base_hash(&s->base, !o->ignore_generation_config);
+    while ((rc = job_config_load(&first, &s->base, &why)) == E_RETRY &&
+           clock_mono_ns(clock) < until) {
+        clock_sleep_ns(clock, AGAIN_NS);
+        why = (struct err){0};
+    }
+    while (rc >= 0 &&
+           (rc = s->sink->ops->config_write(s->sink, str_of(first->revision),
+                                            text_view(&first->content), &why)) == E_RETRY &&
+           clock_mono_ns(clock) < until) {
+        clock_sleep_ns(clock, AGAIN_NS);
+        why = (struct err){0};
+        rc = E_OK;
+    }
+    if (rc < 0) {
+        job_config_release(first);
+        return err_typed(err, rc, why.type, "%s", why.msg);
+    }
+    snprintf(s->revision, sizeof s->revision, "%s", first->revision);
+    job_config_slot_open(&s->configs, first);
+    return E_OK;
+}
+
+static void fill_result(struct session *s)
+{
+    const struct loaded_model *m = &s->model;
+    const struct clock *clock = clock_system();
     s->result =
         (struct result_context){.model = m,
                                 .fingerprint = engine_fingerprint(s->engines[0]),
@@ -297,7 +301,10 @@ static int session_open(struct session *s, struct err *err)
     struct err hash_err = {0};
     if (s->model.model && model_hash_open(&s->hash, model_dir(s->model.model), &hash_err) < 0)
         LOG(LOG_WARN, "model_hash_failed", LOG_S("error", hash_err.msg));
-    fill_revision(s);
+    fill_prepare(s);
+    rc = open_configs(s, err);
+    if (rc < 0)
+        return exit_of(rc);
     struct err mark_err = {0};
     if (s->model.model && model_mark(model_dir(s->model.model), s->weights, &mark_err) < 0) {
         /* Without a mark nothing that others parked may be taken for ours. */
@@ -305,7 +312,7 @@ static int session_open(struct session *s, struct err *err)
                  (long long)clock_wall_ns(clock_system()));
         LOG(LOG_WARN, "model_mark_failed", LOG_S("error", mark_err.msg));
     }
-    fill_contexts(s);
+    fill_result(s);
     metrics_model(s->result.fingerprint, s->revision, o->run);
     return EXIT_WELL;
 }
@@ -318,6 +325,7 @@ static void session_close(struct session *s)
     for (int i = 0; i < s->n_engines; i++)
         engine_close(s->engines[i]);
     model_hash_close(s->hash);
+    job_config_slot_close(&s->configs);
     loaded_model_close(&s->model);
     spool_close(s->spool);
     sink_close(s->sink);
@@ -391,6 +399,7 @@ static int run_session(struct session *s, struct err *err)
                             .sink = s->sink,
                             .spool = s->spool,
                             .prepare = &s->prepare,
+                            .configs = &s->base,
                             .result = &s->result,
                             .clock = clock,
                             .group = o->source.group,
@@ -409,7 +418,8 @@ static int run_session(struct session *s, struct err *err)
     stop_begin(drain_budget_of(o->grace_ns).exit_ns);
     LOG(LOG_INFO, "run_started", LOG_S("input", s->source->label), LOG_S("db", o->db),
         LOG_STR("batch", s->prepare.defaults.batch_id), LOG_S("run", o->run),
-        LOG_S("config_revision", s->revision), LOG_S("fingerprint", s->result.fingerprint));
+        LOG_S("config_revision", s->result.config_revision),
+        LOG_S("fingerprint", s->result.fingerprint));
     int rc = worker_run(&w, &summary, err);
     int code = verdict(s, &summary, rc, err);
     if (shown) {

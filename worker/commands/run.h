@@ -23,6 +23,7 @@ struct run_opts {
     struct model_opts model; /* folder, template, engine. ENGINE_SIM without a folder: a byte is a
                                 token */
     const char *worker_name; /* NULL: "<host>:<pid>" */
+    const char *job_config;  /* directory of defaults, template, system prompts; NULL: none */
     bool ignore_generation_config;
     int32_t default_max_tokens; /* chat jobs that name none; 0: 2048 */
     int32_t prepare_threads;    /* 0: half of the CPUs, at least 1 */

@@ -242,6 +242,9 @@ const struct option option_table[] = {
     {"default-max-tokens", WORK, OPTION_INT, "2048", 1, 1 << 24, NULL, "TOKENS", "Jobs",
      "max_tokens of chat jobs that name none; max_new_tokens of generation_config.json comes "
      "first"},
+    {"job-config", WORK, OPTION_TEXT, NULL, 0, 0, NULL, "DIR", "Jobs",
+     "defaults.json, chat_template.jinja, system.txt and system.BATCH.txt, as a ConfigMap is "
+     "mounted; read again when they change, without a restart"},
     {"plain-content", WORK, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Jobs",
      "encode message contents as plain text, so that no special token in them is obeyed; the "
      "default gives Hugging Face's ids"},

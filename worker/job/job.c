@@ -1,5 +1,5 @@
 /* job: see job.h. Parameters are read in params.c. */
-#include "worker/job/job.h"
+#include "worker/job/job_config.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -32,6 +32,7 @@ void job_close(struct job *job)
     if (!job)
         return;
     json_decref(job->doc);
+    job_config_release(job->config);
     mem_free(job->output);
     for (struct job_chunk *c = job->chunks, *next; c; c = next) {
         next = c->next;
@@ -312,11 +313,16 @@ static void take_request(struct job *job, struct text *scratch)
         job->model = job_str(job, job->model);
 }
 
+static bool is_line(const json_t *doc)
+{
+    return json_object_get(doc, "custom_id") || json_object_get(doc, "body") ||
+           json_object_get(doc, "url");
+}
+
 static void take_envelope(struct job *job, struct text *scratch)
 {
     json_t *doc = job->doc;
-    bool line = json_object_get(doc, "custom_id") || json_object_get(doc, "body") ||
-                json_object_get(doc, "url");
+    bool line = is_line(doc);
     const char *id = line ? "custom_id" : "id";
     const json_t *given = json_object_get(doc, id);
     if (!take_id(job, id, given, &job->custom_id) && line && !job->header_id.ptr)
@@ -365,4 +371,17 @@ void job_parse(struct job *job, const struct job_defaults *defaults, struct text
         job->body = NULL;
     struct key key = {job->run, job->batch_id, job->custom_id};
     job->key_hash = job_key_hash(&key);
+}
+
+void job_parse_again(struct job *job)
+{
+    job->err = (struct err){0};
+    if (json_parse(&job->doc, job->message, "message", &json_limits_job, &job->err) != E_OK)
+        return;
+    if (is_line(job->doc))
+        take_body_of_line(job);
+    else
+        take_body_of_short_form(job);
+    if (!json_is_object(job->body))
+        job->body = NULL;
 }

@@ -35,7 +35,8 @@ enum {
 
 enum job_kind { JOB_CHAT, JOB_COMPLETION };
 
-struct job_chunk; /* a piece of a job's own memory */
+struct job_chunk;  /* a piece of a job's own memory */
+struct job_config; /* job_config.h */
 
 /* One prompt of a job: a chat has one, /v1/completions may bring several. */
 struct job_prompt {
@@ -94,6 +95,7 @@ struct job {
     json_t *doc, *body; /* body is borrowed from doc; gone after prepare */
 
     /* From params_parse and prepare. */
+    struct job_config *config; /* that it is prepared under, held; NULL: the contexts' settings */
     struct job_params params;
     struct str params_json;
     struct job_prompt *prompts;
@@ -105,7 +107,8 @@ struct job {
     int64_t from_position; /* the source's position before it; a source with `start` sets it */
     int32_t epoch;         /* how often its partition had been taken away before */
     int32_t attempts;
-    bool parked;    /* the sink has states of it */
+    char pinned[REVISION_CAP]; /* the config revision of its first admission; "": none yet */
+    bool parked;               /* the sink has states of it */
     atomic_int cut; /* enum job_cut; the worker sets it, once, the engine's thread reads it */
     struct job *running_before, *running_behind; /* jobs with the engine; its thread's */
     struct job_choice *choices;                  /* [n_choices], from prepare_choices */
@@ -146,12 +149,17 @@ struct job_defaults {
  * job->err, and key and hash are always set. `scratch` is the calling thread's. */
 void job_parse(struct job *job, const struct job_defaults *defaults, struct text *scratch);
 
+/* The body once more, for another config revision: key, hash and request stay untouched, so that
+ * other threads may read them meanwhile. */
+void job_parse_again(struct job *job);
+
 uint64_t job_key_hash(const struct key *key); /* job->key_hash */
 
 /* What params_parse leans on; all borrowed. */
 struct params_context {
     const struct generation_defaults *generation; /* NULL: none, or told to ignore it */
     int32_t default_max_tokens;
+    const json_t *defaults; /* fields of a body that stand in where it names none; or NULL */
     int32_t vocab_size, max_model_len;
     bool thinks; /* the model has think ids */
 };

@@ -212,6 +212,21 @@ static json_t *take_messages(struct job *job, struct prepare_scratch *s)
     return messages;
 }
 
+/* A chat without a system message gets the one of its batch, or of all chats. */
+static void add_system(const struct job *job, json_t *messages)
+{
+    struct str text =
+        job->config ? job_config_system(job->config, job->batch_id) : (struct str){NULL, 0};
+    for (size_t i = 0; text.ptr && i < json_array_size(messages); i++)
+        if (str_eq(json_str(json_object_get(json_array_get(messages, i), "role")), STR("system")))
+            return;
+    if (!text.ptr)
+        return;
+    /* A copy: the revision's own is read by other threads. */
+    json_array_insert_new(
+        messages, 0, json_pack("{s:s, s:s%}", "role", "system", "content", text.ptr, text.len));
+}
+
 /* Without a model folder there is no template: the simulated engine gets "role: content" lines. */
 static void render_plainly(const json_t *messages, struct text *out)
 {
@@ -229,10 +244,13 @@ static void prepare_chat(struct job *job, const struct prepare_context *ctx,
                          struct prepare_scratch *s)
 {
     const struct loaded_model *model = ctx->model;
+    const struct chat_template *template =
+        job->config ? job->config->chat_template : model->chat_template;
     struct chat_template_output out = {0};
     json_t *messages = take_messages(job, s);
     if (!messages)
         return;
+    add_system(job, messages);
     if (!model->tokenizer) {
         render_plainly(messages, &s->text);
         struct tokenizer_piece piece = {text_view(&s->text), true};
@@ -241,7 +259,7 @@ static void prepare_chat(struct job *job, const struct prepare_context *ctx,
             add_prompt(job, s->ids, (size_t)n, model);
         goto out;
     }
-    if (!model->chat_template) {
+    if (!template) {
         job_fail(job, "no_chat_template",
                  "the model folder has no chat template; send a prompt to "
                  "/v1/completions");
@@ -252,7 +270,7 @@ static void prepare_chat(struct job *job, const struct prepare_context *ctx,
                                      .add_generation_prompt = !job->params.continue_final,
                                      .continue_final_message = job->params.continue_final,
                                      .tokenizer = model->tokenizer};
-    if (chat_template_render(model->chat_template, &in, &out, &job->err) != E_OK)
+    if (chat_template_render(template, &in, &out, &job->err) != E_OK)
         goto out;
     for (size_t i = 0; !ctx->plain_content && i < out.n_pieces; i++)
         out.pieces[i].plain = false;
@@ -331,13 +349,13 @@ static void prepare_completion(struct job *job, const struct prepare_context *ct
     }
 }
 
-void prepare_job(struct job *job, const struct prepare_context *ctx, struct prepare_scratch *s)
+/* Behind the parse: parameters, prompts, limits. The document goes. */
+static void prepare_body(struct job *job, const struct prepare_context *ctx,
+                         struct prepare_scratch *s)
 {
-    if (job->tombstone)
-        return;
-    job_parse(job, &ctx->defaults, &s->text);
+    const struct params_context *params = job->config ? &job->config->params : &ctx->params;
     if (job->err.code == 0)
-        params_parse(job, &ctx->params);
+        params_parse(job, params);
     if (job->err.code == 0 && job->kind == JOB_CHAT) {
         job->prompts = job_alloc(job, sizeof *job->prompts);
         if (job->prompts)
@@ -348,10 +366,27 @@ void prepare_job(struct job *job, const struct prepare_context *ctx, struct prep
         prepare_completion(job, ctx, s);
     }
     if (job->err.code == 0)
-        params_fit(job, &ctx->params, &s->text);
+        params_fit(job, params, &s->text);
     json_decref(job->doc);
     job->doc = job->body = NULL;
     job->params.template_kwargs = NULL;
+}
+
+void prepare_job(struct job *job, const struct prepare_context *ctx, struct prepare_scratch *s)
+{
+    if (job->tombstone)
+        return;
+    job_parse(job, &ctx->defaults, &s->text);
+    prepare_body(job, ctx, s);
+}
+
+void prepare_again(struct job *job, const struct prepare_context *ctx, struct prepare_scratch *s)
+{
+    job->params = (struct job_params){0};
+    job->prompts = NULL;
+    job->n_prompts = 0;
+    job_parse_again(job);
+    prepare_body(job, ctx, s);
 }
 
 /* The next `count` 4-byte elements of base, or NULL while only counting. */

@@ -5,7 +5,7 @@
 #ifndef TRANCHE_WORKER_JOB_PREPARE_H
 #define TRANCHE_WORKER_JOB_PREPARE_H
 
-#include "worker/job/job.h"
+#include "worker/job/job_config.h"
 #include "worker/open_model.h"
 #include "worker/queue.h"
 #include "worker/job/result.h"
@@ -14,7 +14,8 @@ struct prepare_context {
     const struct loaded_model *model;
     struct params_context params;
     struct job_defaults defaults;
-    bool plain_content; /* special tokens in message contents are plain text */
+    bool plain_content;              /* special tokens in message contents are plain text */
+    struct job_config_slot *configs; /* what new jobs are prepared under; NULL: params and model */
 };
 struct prepare_scratch {
     struct text text, joined;
@@ -29,19 +30,22 @@ void prepare_scratch_close(struct prepare_scratch *s);
 /* Message -> prompts of ids and sampling, or job->err. The JSON document is gone afterwards. */
 void prepare_job(struct job *job, const struct prepare_context *ctx, struct prepare_scratch *s);
 
+/* Once more, under job->config, which is another one now. */
+void prepare_again(struct job *job, const struct prepare_context *ctx, struct prepare_scratch *s);
+
 /* One engine request for each choice, with room for its output, before the job goes to the engine.
  * E_RETRY when memory is refused. Choice i of prompt p is number p * n + i. */
 int prepare_choices(struct job *job, struct err *err) TR_MUSTCHECK;
 
 /* ---- the pool ---- */
-enum { TASK_PREPARE = 1, TASK_RENDER = 2 };
+enum { TASK_PREPARE = 1, TASK_RENDER = 2, TASK_PREPARE_AGAIN = 3, POOL_TASKS };
 
 struct pool;
 struct pool_opts {
     int threads;
     struct queue *tasks; /* items of TASK_*: jobs; shut it to end the pool */
     struct queue *out;   /* gets the same jobs with kinds done[TASK_*] */
-    int done[3];
+    int done[POOL_TASKS];
     const struct prepare_context *prepare;
     const struct result_context *result;
 };

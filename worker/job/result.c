@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 
+#include "worker/job/job_config.h"
 #include "worker/job/result_logprobs.h"
 
 void result_scratch_close(struct result_scratch *s)
@@ -286,7 +287,8 @@ static struct result *begin_result(struct job *job, const struct result_context 
                          .model = job->model.ptr ? job->model : str_of(ctx->model->name),
                          .model_sha256 = str_of(sha),
                          .fingerprint = str_of(ctx->fingerprint),
-                         .config_revision = str_of(ctx->config_revision),
+                         .config_revision =
+                             str_of(job->config ? job->config->revision : ctx->config_revision),
                          .params = job->params_json,
                          .has_seed = job->params.sampling.params.rng_key != 0,
                          .seed = job->params.seed,

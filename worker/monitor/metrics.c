@@ -1,6 +1,7 @@
 /* metrics: see metrics.h. */
 #include "worker/monitor/metrics.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -145,6 +146,15 @@ static const struct family families[METRICS] = {
     [METRIC_READY] = {.name = "tranche_ready",
                       .help = "1 where /readyz answers 200.",
                       .type = GAUGE},
+    [METRIC_CONFIG_RELOADS] = {.name = "tranche_config_reloads_total",
+                               .help = "New revisions found in the directory of --job-config.",
+                               .type = COUNTER,
+                               .label = "result",
+                               .values = {"adopted", "refused"}},
+    [METRIC_CONFIG_REFUSED] = {.name = "tranche_config_refused",
+                               .help =
+                                   "1 while what lies in the directory of --job-config is refused.",
+                               .type = GAUGE},
     [METRIC_START_TIME] = {.name = "tranche_start_time_seconds",
                            .help = "When this process began, Unix time.",
                            .type = GAUGE,
@@ -164,7 +174,8 @@ static struct {
     atomic_llong in[BUCKETS + 1], sum_ns;
 } histograms[HISTOGRAMS][METRIC_LABELS_MAX];
 static char model_labels[3][LABEL_BYTES];
-static atomic_bool model_known;
+static bool model_known;
+static pthread_mutex_t model_mutex = PTHREAD_MUTEX_INITIALIZER; /* guards these two */
 
 static int labels_of(const struct family *f)
 {
@@ -209,11 +220,18 @@ int64_t metric_get(enum metric m, int label)
 void metrics_model(const char *fingerprint, const char *config_revision, const char *run)
 {
     const char *labels[] = {fingerprint, config_revision, run};
-    if (atomic_load(&model_known))
-        return;
+    pthread_mutex_lock(&model_mutex);
     for (size_t i = 0; i < TR_COUNT(labels); i++)
         snprintf(model_labels[i], LABEL_BYTES, "%s", labels[i]);
-    atomic_store(&model_known, true);
+    model_known = true;
+    pthread_mutex_unlock(&model_mutex);
+}
+
+void metrics_revision(const char *config_revision)
+{
+    pthread_mutex_lock(&model_mutex);
+    snprintf(model_labels[1], LABEL_BYTES, "%s", config_revision);
+    pthread_mutex_unlock(&model_mutex);
 }
 
 void metrics_reset(void)
@@ -227,7 +245,7 @@ void metrics_reset(void)
             for (int b = 0; b <= BUCKETS; b++)
                 atomic_store(&histograms[h][l].in[b], 0);
         }
-    atomic_store(&model_known, false);
+    model_known = false;
 }
 
 /* ---- text ---- */
@@ -293,13 +311,13 @@ static void put_infos(struct text *out)
     text_f(out, "} 1\n");
     put_head(out, "tranche_model_info", "1 once the model is loaded; what its answers depend on.",
              "gauge");
-    if (!atomic_load(&model_known))
-        return;
-    for (size_t i = 0; i < TR_COUNT(names); i++) {
+    pthread_mutex_lock(&model_mutex);
+    for (size_t i = 0; model_known && i < TR_COUNT(names); i++) {
         text_f(out, i ? "," : "tranche_model_info{");
         put_label(out, names[i], model_labels[i]);
     }
-    text_f(out, "} 1\n");
+    text_add(out, model_known ? STR("} 1\n") : STR(""));
+    pthread_mutex_unlock(&model_mutex);
 }
 
 void metrics_render(struct text *out)

@@ -45,6 +45,8 @@ enum metric {
     METRIC_SINK_STATE,    /* label: enum sink_state */
     METRIC_BREAKER_STATE, /* label: enum breaker_state */
     METRIC_READY,
+    METRIC_CONFIG_RELOADS, /* label: enum metric_config */
+    METRIC_CONFIG_REFUSED,
     METRIC_START_TIME,
     METRIC_STAGE, /* the first histogram; label: enum metric_stage */
     METRICS
@@ -52,6 +54,7 @@ enum metric {
 enum metric_duplicate { DUPLICATE_PRESENT, DUPLICATE_IN_FLIGHT };
 enum metric_attempt { ATTEMPT_STARTED, ATTEMPT_RETURNED };
 enum metric_step_tokens { STEP_PREFILL, STEP_DECODE, STEP_CACHED };
+enum metric_config { CONFIG_ADOPTED, CONFIG_REFUSED };
 enum metric_stage {
     METRIC_STAGE_QUEUE, /* from the message's time to the first step */
     METRIC_STAGE_PREPARE,
@@ -69,8 +72,9 @@ void metric_state(enum metric m, int state);              /* a gauge: 1 for this
 void metric_observe(enum metric m, int label, int64_t ns); /* a histogram; below 0 counts as 0 */
 int64_t metric_get(enum metric m, int label);              /* METRIC_UNKNOWN where it is */
 
-/* What the answers depend on, as tranche_model_info's labels. Once, by one thread. */
+/* What the answers depend on, as tranche_model_info's labels. */
 void metrics_model(const char *fingerprint, const char *config_revision, const char *run);
+void metrics_revision(const char *config_revision); /* from here on another one */
 
 /* Appends every family in the table's order, HELP and TYPE lines included (text format 0.0.4). */
 void metrics_render(struct text *out);

@@ -14,7 +14,7 @@
 static const struct migration {
     int version;
     const char *name, *sql;
-} migrations[] = {{1, "001_init", schema_postgres_001}};
+} migrations[] = {{1, "001_init", schema_postgres_001}, {2, "002_config", schema_postgres_002}};
 
 static int current_version(struct postgres *p, int *version, struct postgres_failure *f)
 {

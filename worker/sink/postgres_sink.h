@@ -79,6 +79,11 @@ int postgres_unpark(struct sink *sink, const struct key *keys, size_t n, unpark_
 int postgres_cancelled(struct sink *sink, const struct key *keys, size_t n, bool *out,
                        struct err *err);
 
+/* postgres_config.c */
+int postgres_config_write(struct sink *sink, struct str revision, struct str content,
+                          struct err *err);
+int postgres_config_read(struct sink *sink, struct str revision, struct text *out, struct err *err);
+
 /* postgres_deaths.c */
 int postgres_record_death(struct sink *sink, struct death *death, struct err *err);
 int postgres_forget_settled(struct sink_postgres *s, struct err *err);

@@ -6,7 +6,7 @@
 
 #include "worker/sink/query_impl.h"
 
-enum { SCHEMA_VERSION = 1, APPLICATION_ID = 0x74726e63, BUSY_MS = 10000 };
+enum { SCHEMA_VERSION = 2, APPLICATION_ID = 0x74726e63, BUSY_MS = 10000 };
 
 struct query_sqlite {
     struct query query;
@@ -132,8 +132,8 @@ static int check_schema(struct query_sqlite *q, struct err *err)
         return err_set(err, E_FATAL, "%s: a SQLite database, but not one of tranche's", q->path);
     if (rc >= 0)
         rc = pragma(q, "SELECT max(version) FROM schema_migrations", &version, err);
-    if (rc >= 0 && version != SCHEMA_VERSION)
-        return err_set(err, E_FATAL, "%s: want schema %d, found %lld", q->path, SCHEMA_VERSION,
+    if (rc >= 0 && (version < 1 || version > SCHEMA_VERSION)) /* later ones only add */
+        return err_set(err, E_FATAL, "%s: want schema 1 to %d, found %lld", q->path, SCHEMA_VERSION,
                        (long long)version);
     sqlite3_finalize(q->statement);
     q->statement = NULL;

@@ -7,6 +7,7 @@
 #ifndef TRANCHE_WORKER_SINK_SINK_H
 #define TRANCHE_WORKER_SINK_SINK_H
 
+#include "worker/job/text.h"
 #include "worker/supervisor/death.h"
 
 struct key {
@@ -64,14 +65,16 @@ enum lookup_state {
     LOOKUP_CONFLICT, /* a row with this key and another hash */
     LOOKUP_CANCELLED /* no row, and a cancellation asks for none to be computed */
 };
+enum { REVISION_CAP = 17 }; /* a config revision: 16 hex digits and a NUL */
 struct lookup {
-    struct key key;          /* in */
-    const uint8_t *sha256;   /* in */
-    enum lookup_state state; /* out */
-    int32_t attempts;        /* out: starts counted so far */
-    int32_t deaths;          /* out: of these, ended by a death of its own while alone */
-    enum death_cause cause;  /* out: of the newest death on record */
-    bool parked;             /* out: sequences of it are parked; only where ABSENT */
+    struct key key;                     /* in */
+    const uint8_t *sha256;              /* in */
+    enum lookup_state state;            /* out */
+    int32_t attempts;                   /* out: starts counted so far */
+    int32_t deaths;                     /* out: of these, ended by a death of its own while alone */
+    enum death_cause cause;             /* out: of the newest death on record */
+    bool parked;                        /* out: sequences of it are parked; only where ABSENT */
+    char config_revision[REVISION_CAP]; /* out: of its first counted start; "": none is on record */
 };
 enum { COUNT_BACK = -1, COUNT_START = 1, COUNT_ALONE = 2 }; /* count_attempts: what happens */
 
@@ -132,9 +135,14 @@ struct sink_ops {
     /* Counts and commits. COUNT_START: about to reach the engine; COUNT_ALONE: the same, with
      * nothing else in flight in this process; COUNT_BACK: came back unharmed. attempts[i] gets the
      * count behind it. A start carries sink->process until the row is written, it is given back or
-     * another process counts one. */
-    int (*count_attempts)(struct sink *, const struct key *, size_t n, int what, int32_t *attempts,
-                          struct err *);
+     * another process counts one. revisions[i], where there are any, is kept with the first start
+     * that is counted and stays until the row is written. */
+    int (*count_attempts)(struct sink *, const struct key *, const struct str *revisions, size_t n,
+                          int what, int32_t *attempts, struct err *);
+    /* Keeps the content that a config revision names; one that is there stays. */
+    int (*config_write)(struct sink *, struct str revision, struct str content, struct err *);
+    /* Fills `out` with it; empty: there is none. */
+    int (*config_read)(struct sink *, struct str revision, struct text *out, struct err *);
     /* A process is dead, and commits what that means for the starts that carry its name. Outside:
      * they are given back. Its own: they stay, and a start that was alone is charged. Twice is
      * once: the starts lose the name. */

@@ -19,20 +19,23 @@ static const char lookup_sql[] =
     "SELECT (SELECT j.request_sha256 FROM tranche.results j WHERE " SAME_KEY "), "
     "(SELECT 1 FROM tranche.cancellations j WHERE j.run=k.run AND j.batch_id=k.batch_id AND "
     "j.custom_id IN (k.custom_id, '') LIMIT 1), "
-    "(SELECT j.n::text || ' ' || j.deaths || ' ' || coalesce(j.cause, '') FROM "
+    "(SELECT j.n::text || ' ' || j.deaths || ' ' || coalesce(j.config_revision, '-') || ' ' || "
+    "coalesce(j.cause, '') FROM "
     "tranche.job_attempts j WHERE " SAME_KEY "), "
     "EXISTS (SELECT 1 FROM tranche.parked j WHERE " SAME_KEY ") FROM " KEYS "ORDER BY k.i";
 static const char count_sql[] =
-    "INSERT INTO tranche.job_attempts AS j (run, batch_id, custom_id, n, last_at, process, alone) "
-    "SELECT * FROM unnest($1,$2,$3,$4,$5,$6,$7) ON CONFLICT (run, batch_id, custom_id) DO UPDATE "
+    "INSERT INTO tranche.job_attempts AS j (run, batch_id, custom_id, n, last_at, process, alone, "
+    "config_revision) SELECT * FROM unnest($1,$2,$3,$4,$5,$6,$7,$8) ON CONFLICT (run, batch_id, "
+    "custom_id) DO UPDATE "
     "SET n=j.n+EXCLUDED.n, last_at=EXCLUDED.last_at, process=EXCLUDED.process, "
-    "alone=EXCLUDED.alone RETURNING run, batch_id, custom_id, n";
+    "alone=EXCLUDED.alone, config_revision=coalesce(j.config_revision, "
+    "EXCLUDED.config_revision) RETURNING run, batch_id, custom_id, n";
 /* What another process has counted since stays that one's. */
 static const char uncount_sql[] =
     "UPDATE tranche.job_attempts j SET n=greatest(j.n-k.d, 0), last_at=k.t, "
     "alone=CASE WHEN j.process=k.p THEN 0 ELSE j.alone END, "
     "process=CASE WHEN j.process=k.p THEN NULL ELSE j.process END FROM "
-    "unnest($1,$2,$3,$4,$5,$6,$7) AS k(run, batch_id, custom_id, d, t, p, a) WHERE " SAME_KEY
+    "unnest($1,$2,$3,$4,$5,$6,$7,$8) AS k(run, batch_id, custom_id, d, t, p, a, r) WHERE " SAME_KEY
     " RETURNING j.run, j.batch_id, j.custom_id, j.n";
 static const char totals_sql[] =
     "SELECT j.rows_ok, j.rows_failed, j.rows_invalid, j.rows_expired, j.rows_cancelled, "
@@ -152,13 +155,17 @@ static void put_key(struct postgres_arrays *a, const struct key *key)
 
 /* ---- lookup and attempts ---- */
 
-/* "7 1 SIGSEGV": one cell, so that it is one look into the table. */
+/* "7 1 0123456789abcdef SIGSEGV": one cell, so that it is one look into the table. */
 static void read_attempts(struct lookup *l, struct str text)
 {
     char *end;
     l->attempts = (int32_t)strtol(text.ptr, &end, 10);
     l->deaths = (int32_t)strtol(end, &end, 10);
-    l->cause = *end == ' ' ? death_cause_find(str_of(end + 1)) : DEATH_NONE;
+    const char *revision = *end == ' ' ? end + 1 : end;
+    int n = (int)strcspn(revision, " ");
+    if (*revision != '-')
+        snprintf(l->config_revision, sizeof l->config_revision, "%.*s", n, revision);
+    l->cause = revision[n] == ' ' ? death_cause_find(str_of(revision + n + 1)) : DEATH_NONE;
 }
 
 static int postgres_lookup(struct sink *sink, struct lookup *lookups, size_t n, struct err *err)
@@ -184,6 +191,7 @@ static int postgres_lookup(struct sink *sink, struct lookup *lookups, size_t n, 
         l->attempts = l->deaths = 0;
         l->cause = DEATH_NONE;
         l->parked = false;
+        l->config_revision[0] = '\0';
         if (there.ptr) {
             l->state = str_eq(there, str_of(hex)) ? LOOKUP_SAME : LOOKUP_CONFLICT;
             continue;
@@ -209,10 +217,11 @@ static int counted_compare(const void *a, const void *b)
 
 /* A key that is given several times counts as often, in one row: a statement may not meet a row
  * twice. */
-static void put_counts(struct sink_postgres *s, const struct counted *sorted, size_t n, int what)
+static void put_counts(struct sink_postgres *s, const struct counted *sorted,
+                       const struct str *revisions, size_t n, int what)
 {
     int64_t now_ns = clock_wall_ns(s->pg.clock);
-    arrays_begin(&s->arrays, "tttiwti");
+    arrays_begin(&s->arrays, "tttiwtit");
     for (size_t i = 0, same = 1; i < n; i += same, same = 1) {
         while (i + same < n && postgres_key_compare(sorted[i].key, sorted[i + same].key) == 0)
             same++;
@@ -221,12 +230,14 @@ static void put_counts(struct sink_postgres *s, const struct counted *sorted, si
         arrays_time(&s->arrays, now_ns);
         arrays_str(&s->arrays, s->sink.process);
         arrays_int(&s->arrays, what == COUNT_ALONE);
+        arrays_str(&s->arrays, revisions ? revisions[sorted[i].at] : (struct str){NULL, 0});
     }
 }
 
 /* Where the outcome of a COMMIT was not known, a start may be counted twice: that makes a suspect
  * one crash early, and convicts nobody. */
-static int postgres_count_attempts(struct sink *sink, const struct key *keys, size_t n, int what,
+static int postgres_count_attempts(struct sink *sink, const struct key *keys,
+                                   const struct str *revisions, size_t n, int what,
                                    int32_t *attempts, struct err *err)
 {
     struct sink_postgres *s = (struct sink_postgres *)sink;
@@ -239,7 +250,7 @@ static int postgres_count_attempts(struct sink *sink, const struct key *keys, si
     for (size_t i = 0; i < n; i++)
         sorted[i] = (struct counted){&keys[i], i};
     qsort(sorted, n, sizeof *sorted, counted_compare);
-    put_counts(s, sorted, n, what);
+    put_counts(s, sorted, revisions, n, what);
     int rc = postgres_transact(s, "count attempts", what == COUNT_BACK ? uncount_sql : count_sql,
                                false, &back, err);
     if (attempts)
@@ -400,6 +411,8 @@ int sink_postgres_open(struct sink **out, const struct postgres_opts *opts, stru
         .park = postgres_park,
         .unpark = postgres_unpark,
         .cancelled = postgres_cancelled,
+        .config_write = postgres_config_write,
+        .config_read = postgres_config_read,
         .totals = postgres_totals,
         .close = postgres_sink_close,
     };

@@ -7,6 +7,8 @@
  * is one transaction; one connection, one thread. Opening is in sink_sqlite_open.c. */
 #include "worker/sink/sink_sqlite.h"
 
+#include <stdio.h>
+
 #include "worker/job/text.h"
 
 enum { RESULT_COLUMNS = 34 };
@@ -143,6 +145,8 @@ static int lookup_attempts(struct sink_sqlite *s, struct lookup *l, struct err *
         l->attempts = sqlite3_column_int(st, 0);
         l->deaths = sqlite3_column_int(st, 1);
         l->cause = death_cause_find(str_of((const char *)sqlite3_column_text(st, 2)));
+        const char *revision = (const char *)sqlite3_column_text(st, 3);
+        snprintf(l->config_revision, sizeof l->config_revision, "%s", revision ? revision : "");
     }
     rc = rc == SQLITE_ROW || rc == SQLITE_DONE ? E_OK : sink_sqlite_error(s, "attempts", err);
     sqlite3_reset(st);
@@ -162,6 +166,7 @@ static int lookup_one(struct sink_sqlite *s, struct lookup *l, bool cancelled, b
     l->attempts = l->deaths = 0;
     l->cause = DEATH_NONE;
     l->parked = false;
+    l->config_revision[0] = '\0';
     if (rc == SQLITE_ROW) {
         sha256_hex(l->sha256, hex);
         const char *there = (const char *)sqlite3_column_text(st, 0);
@@ -203,8 +208,9 @@ static int sqlite_lookup(struct sink *sink, struct lookup *lookups, size_t n, st
     return sink_sqlite_end(s, rc, err);
 }
 
-static int sqlite_count_attempts(struct sink *sink, const struct key *keys, size_t n, int what,
-                                 int32_t *attempts, struct err *err)
+static int sqlite_count_attempts(struct sink *sink, const struct key *keys,
+                                 const struct str *revisions, size_t n, int what, int32_t *attempts,
+                                 struct err *err)
 {
     struct sink_sqlite *s = (struct sink_sqlite *)sink;
     char now[32];
@@ -215,8 +221,10 @@ static int sqlite_count_attempts(struct sink *sink, const struct key *keys, size
         sqlite3_stmt *st = with_key(s, what == COUNT_BACK ? S_UNCOUNT : S_COUNT, &keys[i]);
         sqlite3_bind_text(st, 4, now, -1, SQLITE_STATIC);
         bind_str(st, 5, sink->process);
-        if (what != COUNT_BACK)
+        if (what != COUNT_BACK) {
             sqlite3_bind_int(st, 6, what == COUNT_ALONE);
+            bind_str(st, 7, revisions ? revisions[i] : (struct str){NULL, 0});
+        }
         rc = sink_sqlite_finish(s, st, &count, err);
         if (attempts)
             attempts[i] = (int32_t)count;
@@ -445,5 +453,7 @@ const struct sink_ops sink_sqlite_ops = {.name = "sqlite",
                                          .park = sink_sqlite_park,
                                          .unpark = sink_sqlite_unpark,
                                          .cancelled = sink_sqlite_cancelled,
+                                         .config_write = sink_sqlite_config_write,
+                                         .config_read = sink_sqlite_config_read,
                                          .totals = sqlite_totals,
                                          .close = sink_sqlite_close};

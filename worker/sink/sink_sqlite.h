@@ -37,6 +37,8 @@ enum statement {
     S_TOTALS,
     S_IN_FLIGHT,
     S_DEATH,
+    S_CONFIG_WRITE,
+    S_CONFIG_READ,
     STATEMENTS
 };
 /* What one transaction adds to one row of `batches`. */
@@ -75,6 +77,11 @@ int sink_sqlite_unpark(struct sink *sink, const struct key *keys, size_t n, unpa
                        void *ctx, struct err *err);
 int sink_sqlite_cancelled(struct sink *sink, const struct key *keys, size_t n, bool *out,
                           struct err *err);
+/* sink_sqlite_config.c */
+int sink_sqlite_config_write(struct sink *sink, struct str revision, struct str content,
+                             struct err *err);
+int sink_sqlite_config_read(struct sink *sink, struct str revision, struct text *out,
+                            struct err *err);
 /* sink_sqlite_progress.c */
 int sink_sqlite_put_progress(struct sink_sqlite *s, const struct progress *p, int64_t now_ns,
                              struct err *err);

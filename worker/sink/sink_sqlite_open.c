@@ -4,7 +4,7 @@
 #include "schema_sqlite.h"
 #include "worker/sink/sink_sqlite.h"
 
-enum { SCHEMA_VERSION = 1, APPLICATION_ID = 0x74726e63 };
+enum { SCHEMA_VERSION = 2, APPLICATION_ID = 0x74726e63 };
 
 #define KEY "run=?1 AND batch_id=?2 AND custom_id=?3"
 static const char *const sql[STATEMENTS] = {
@@ -16,10 +16,11 @@ static const char *const sql[STATEMENTS] = {
     [S_CANCELLED] = "SELECT 1 FROM cancellations WHERE run=?1 AND batch_id=?2 AND custom_id "
                     "IN (?3, '') LIMIT 1",
     [S_ANY_ATTEMPTS] = "SELECT 1 FROM job_attempts LIMIT 1",
-    [S_ATTEMPTS] = "SELECT n, deaths, cause FROM job_attempts WHERE " KEY,
-    [S_COUNT] = "INSERT INTO job_attempts (run, batch_id, custom_id, n, last_at, process, alone) "
-                "VALUES (?1,?2,?3,1,?4,?5,?6) ON CONFLICT DO UPDATE "
-                "SET n=n+1, last_at=?4, process=?5, alone=?6 RETURNING n",
+    [S_ATTEMPTS] = "SELECT n, deaths, cause, config_revision FROM job_attempts WHERE " KEY,
+    [S_COUNT] = "INSERT INTO job_attempts (run, batch_id, custom_id, n, last_at, process, alone, "
+                "config_revision) VALUES (?1,?2,?3,1,?4,?5,?6,?7) ON CONFLICT DO UPDATE "
+                "SET n=n+1, last_at=?4, process=?5, alone=?6, "
+                "config_revision=coalesce(config_revision,?7) RETURNING n",
     /* What another process has counted since stays that one's. */
     [S_UNCOUNT] = "UPDATE job_attempts SET n=max(n-1,0), last_at=?4, "
                   "alone=CASE WHEN process=?5 THEN 0 ELSE alone END, "
@@ -68,6 +69,8 @@ static const char *const sql[STATEMENTS] = {
     [S_IN_FLIGHT] = "SELECT count(*), sum(alone) FROM job_attempts WHERE process=?1",
     [S_DEATH] = "UPDATE job_attempts SET n=max(n-?2,0), deaths=deaths+?3, "
                 "cause=coalesce(?4,cause), process=NULL, alone=0 WHERE process=?1",
+    [S_CONFIG_WRITE] = "INSERT INTO config_revisions VALUES (?1,?2,?3) ON CONFLICT DO NOTHING",
+    [S_CONFIG_READ] = "SELECT content FROM config_revisions WHERE revision=?1",
 };
 
 void sink_sqlite_close(struct sink *sink)
@@ -96,6 +99,8 @@ static int query_int(struct sink_sqlite *s, const char *text, int64_t *out, stru
     return rc;
 }
 
+static const char *const migrations[SCHEMA_VERSION] = {schema_sqlite_001, schema_sqlite_002};
+
 /* Two processes may open a new file at once: the look and the work are one transaction. */
 static int migrate(struct sink_sqlite *s, const char *path, struct err *err)
 {
@@ -116,9 +121,9 @@ static int migrate(struct sink_sqlite *s, const char *path, struct err *err)
     if (rc >= 0 && version < 1) {
         snprintf(stamp, sizeof stamp, "PRAGMA application_id = %d", APPLICATION_ID);
         rc = execute(s, stamp, err);
-        if (rc >= 0)
-            rc = execute(s, schema_sqlite_001, err);
     }
+    for (int64_t next = TR_MAX(version, (int64_t)0); rc >= 0 && next < SCHEMA_VERSION; next++)
+        rc = execute(s, migrations[next], err);
     if (rc >= 0)
         return execute(s, "COMMIT", err);
     sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL);
