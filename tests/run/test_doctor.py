@@ -148,13 +148,13 @@ def test_redis_users_and_certificates(ask, tmp_path):
         assert [v for v, _ in checks["rights"]] == ["ok"]
         said(checks, "tls", "warn", "the server's certificate", "days left")
         said(checks, "tls", "warn", "client.crt")
-        said(ask(*options, before=skewed(3 * 86400)), "tls", "fault", "client.crt", "expired")
+        said(ask(*options, before=skewed(3 * 86400), wait="1s"), "tls", "fault", "client.crt", "expired")
         client.execute_command("ACL", "SETUSER", "worker", "-xack", "-eval")
         said(ask(*options), "rights", "fault", "XACK EVAL")
         client.execute_command("ACL", "SETUSER", "worker", "~*", "+@all")
         said(ask(*options), "rights", "warn", "more than a worker needs")
         (tmp_path / "secret").write_text("wrong\n")
-        said(ask(*options), "broker", "fault", "WRONGPASS")
+        said(ask(*options, wait="3s"), "broker", "fault", "WRONGPASS")
         (tmp_path / "secret").write_text("secret\n")
         stranger = certificates(tmp_path / "stranger")
         config.write_text(text.replace(f"{tls}/ca.crt", f"{stranger}/ca.crt"))
@@ -368,19 +368,22 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="want root, for another
 
 
 @needs_root
-def test_spool_of_another_user(binary):
+def test_folders_of_another_user(binary, tiny_model):
     with tempfile.TemporaryDirectory() as made:
         folder = pathlib.Path(made)
         os.chmod(folder, 0o755)
         shutil.copy(binary, folder / "tranche")
+        shutil.copytree(tiny_model, folder / "model")
+        os.chmod(folder / "model", 0o750)
         (folder / "spool").mkdir(mode=0o700)
-        done = subprocess.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+        done = subprocess.run(["setpriv", "--reuid=65534", "--regid=65533", "--clear-groups",
                                folder / "tranche", "doctor", "--json", "--spool-dir",
-                               folder / "spool", "--db", folder / "x.db"], stdout=subprocess.PIPE,
-                              cwd=folder, timeout=60, check=False)
-    checks = {c["check"]: c for c in json.loads(done.stdout)["checks"]}
-    assert checks["spool"]["verdict"] == "fault"
+                               folder / "spool", "--model", folder / "model", "--db", "/tmp/x.db"],
+                              stdout=subprocess.PIPE, cwd=folder, timeout=60, check=False)
+    checks = {c["check"]: c for c in json.loads(done.stdout)["checks"] if c["verdict"] == "fault"}
     assert "user 65534 cannot write: owner 0, mode 700" in checks["spool"]["text"]
+    assert "user 65534 of group 65533 may not read it: owner 0, group 0, mode 750" in \
+        checks["folder"]["text"]
 
 
 @needs_root

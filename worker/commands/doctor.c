@@ -76,23 +76,32 @@ static void print_json(const struct doctor *d)
     json_decref(doc);
 }
 
-int command_doctor(const struct config *config)
+/* What the options name, from where this process stands. */
+static void look_here(struct doctor *d)
 {
     struct err err = {0};
+    doctor_cpu(d);
+    if (model_opts_from_config(&d->opts, d->config, &err) < 0)
+        doctor_report(d, VERDICT_FAULT, "options", "see `tranche doctor --help`", "%s", err.msg);
+    if (d->opts.dir)
+        doctor_model(d);
+    doctor_limits(d);
+    doctor_queue(d);
+    doctor_database(d);
+}
+
+int command_doctor(const struct config *config)
+{
     struct doctor d = {.config = config, .checks = json_array(), .memory = json_array()};
     CHECK(d.checks && d.memory);
     command_log_setup(config);
     /* The log's account of each phase would stand between the verdicts. */
     if (config_origin(config, "log-level") == CONFIG_DEFAULT)
         log_setup(LOG_ERROR, LOG_LOGFMT, 2);
-    doctor_cpu(&d);
-    if (model_opts_from_config(&d.opts, config, &err) < 0)
-        doctor_report(&d, VERDICT_FAULT, "options", "see `tranche doctor --help`", "%s", err.msg);
-    if (d.opts.dir)
-        doctor_model(&d);
-    doctor_limits(&d);
-    doctor_queue(&d);
-    doctor_database(&d);
+    if (config_text(config, "cluster"))
+        doctor_cluster(&d, config_text(config, "cluster"));
+    else
+        look_here(&d);
     if (config_flag(config, "json"))
         print_json(&d);
     else

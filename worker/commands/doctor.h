@@ -36,6 +36,8 @@ void doctor_database(struct doctor *d);
 bool doctor_postgres(struct doctor *d); /* false: --db names no server */
 void doctor_model(struct doctor *d);    /* folder, config, weights, tokenizer, template, memory */
 void doctor_queue(struct doctor *d);    /* --source, where it is given */
+/* kubectl's JSON in a file, "-": standard input. */
+void doctor_cluster(struct doctor *d, const char *path);
 
 /* A server's clock (wall, ns), read between `before` and `after` of ours. */
 void doctor_skew(struct doctor *d, const char *who, int64_t theirs, int64_t before, int64_t after);

@@ -26,8 +26,11 @@ static bool check_folder(struct doctor *d)
         doctor_report(d, VERDICT_FAULT, "folder", mend_folder, "%s: is a file, no folder",
                       d->opts.dir);
     else if (access(d->opts.dir, R_OK | X_OK) != 0)
-        doctor_report(d, VERDICT_FAULT, "folder", "make it readable for this user", "%s: %s",
-                      d->opts.dir, strerror(errno));
+        doctor_report(d, VERDICT_FAULT, "folder",
+                      "chown or chmod it on the volume (fsGroup does nothing on NFS and hostPath)",
+                      "%s: user %d of group %d may not read it: owner %d, group %d, mode %03o",
+                      d->opts.dir, (int)geteuid(), (int)getegid(), (int)st.st_uid, (int)st.st_gid,
+                      (unsigned)(st.st_mode & 07777));
     else
         return true;
     return false;

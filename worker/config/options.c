@@ -216,6 +216,9 @@ const struct option option_table[] = {
      "which dead letters: run, batch, id, reason, key; state=open|redriven|any"},
     {"limit", DLQ | AUDIT, OPTION_INT, "100", 0, 1e9, NULL, "N", "Operator",
      "list at most so many; 0: all"},
+    {"cluster", DOCTOR, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Operator",
+     "look at `kubectl get pods,events,pvc,resourcequota -o json` in place of this machine; \"-\": "
+     "standard input"},
     {"ids", CANCEL, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Operator",
      "file with an id a line; \"-\": standard input"},
     {"reason", CANCEL, OPTION_TEXT, NULL, 0, 0, NULL, "TEXT", "Operator",

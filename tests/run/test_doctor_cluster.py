@@ -1,0 +1,346 @@
+"""`tranche doctor --cluster`: what kubectl shows of pods that never started or ended, each kind made
+here as a document of the shape that Kubernetes writes, and told with cause and mend."""
+import json
+import pathlib
+import re
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def pod(name="tranche-worker-abc-x7k2p", phase="Pending", **status):
+    return {"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "tranche"},
+            "spec": {"terminationGracePeriodSeconds": 300,
+                     "securityContext": {"runAsNonRoot": True, "runAsUser": 65532,
+                                         "runAsGroup": 65532},
+                     "containers": [{"name": "worker", "image": "tranche:0.1.0", "resources": {
+                         "limits": {"memory": "16Gi", "nvidia.com/gpu": "1"}}}]},
+            "status": {"phase": phase, **status}}
+
+
+def unscheduled(message, reason="Unschedulable"):
+    return pod(conditions=[{"type": "PodScheduled", "status": "False", "reason": reason,
+                            "message": message}])
+
+
+def container(state, last=None):
+    return {"name": "worker", "ready": False, "restartCount": 0, "image": "tranche:0.1.0",
+            "state": state, **({"lastState": last} if last else {})}
+
+
+def waiting(reason, message=""):
+    return pod(containerStatuses=[container({"waiting": {"reason": reason, "message": message}})])
+
+
+def ended(code, reason="Error", message=None, last=False):
+    state = {"terminated": {"exitCode": code, "reason": reason,
+                            **({"message": message} if message else {})}}
+    if last:
+        return pod(phase="Running", containerStatuses=[container(
+            {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s restarting"}},
+            state)])
+    return pod(phase="Failed", containerStatuses=[container(state)])
+
+
+def event(reason, message, kind="Pod", name="tranche-worker-abc-x7k2p", of_type="Warning",
+          last="2026-01-31T12:00:00Z"):
+    return {"apiVersion": "v1", "kind": "Event", "metadata": {"name": f"{name}.17c0"},
+            "involvedObject": {"kind": kind, "name": name, "namespace": "tranche"},
+            "reason": reason, "message": message, "type": of_type, "lastTimestamp": last, "count": 3}
+
+
+def of_pod(reason, message):
+    return [pod(), event(reason, message)]
+
+
+def of_job(reason, message):
+    return [event(reason, message, "Job", "tranche-worker-abc")]
+
+
+def claim(phase, name="tranche-models"):
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
+            "status": {"phase": phase}}
+
+
+def mount(volume, rest):
+    return f'MountVolume.SetUp failed for volume "{volume}" : {rest}'
+
+
+NODES = "0/5 nodes are available: "
+TAIL = ". preemption: 0/5 nodes are available: 5 Preemption is not helpful for scheduling."
+PULL = 'Failed to pull image "tranche:0.1.0": rpc error: code = '
+# objects, check, verdict, words of the finding
+CASES = [
+    (unscheduled(NODES + "1 node(s) had untolerated taint {node-role.kubernetes.io/control-plane: }, "
+                 "4 Insufficient nvidia.com/gpu" + TAIL), "gpu", "fault", "no node has a GPU"),
+    (unscheduled(NODES + "1 node(s) had untolerated taint {node-role.kubernetes.io/control-plane: }, "
+                 "4 Insufficient cpu" + TAIL), "taint", "ok", "control-plane"),
+    (unscheduled(NODES + "5 node(s) had untolerated taint {nvidia.com/gpu: present}" + TAIL),
+     "taint", "fault", "GPU nodes are tainted"),
+    (unscheduled(NODES + "5 node(s) had untolerated taint {node.kubernetes.io/disk-pressure: }" +
+                 TAIL), "taint", "fault", "a node is ill"),
+    (unscheduled(NODES + "1 node(s) had untolerated taint {node-role.kubernetes.io/control-plane: }, "
+                 "4 node(s) had untolerated taint {team: search}" + TAIL),
+     "taint", "fault", "nodes have a taint"),
+    (unscheduled(NODES + "5 node(s) had untolerated taint(s)" + TAIL), "taint", "fault",
+     "nodes have a taint"),
+    (unscheduled(NODES + "5 Insufficient memory" + TAIL), "resources", "fault", "memory left"),
+    (unscheduled(NODES + "5 Insufficient cpu" + TAIL), "resources", "fault", "CPUs left"),
+    (unscheduled(NODES + "5 Insufficient ephemeral-storage" + TAIL), "resources", "fault",
+     "local disk left"),
+    (unscheduled(NODES + "5 node(s) didn't match Pod's node affinity/selector" + TAIL), "affinity",
+     "fault", "no node carries the labels"),
+    (unscheduled(NODES + "5 node(s) had volume node affinity conflict" + TAIL), "volume", "fault",
+     "another zone"),
+    (unscheduled(NODES + "pod has unbound immediate PersistentVolumeClaims" + TAIL), "volume",
+     "fault", "no volume yet"),
+    (unscheduled(NODES + 'persistentvolumeclaim "tranche-models" not found' + TAIL), "volume",
+     "fault", "claim that the pod names does not exist"),
+    (unscheduled("Scheduling is blocked due to non-empty scheduling gates", "SchedulingGated"),
+     "quota", "warn", "Kueue"),
+    (unscheduled(NODES + "5 node(s) were of a kind that no rule knows" + TAIL), "scheduling", "fault",
+     "no node takes it"),
+
+    (waiting("InvalidImageName", 'Failed to apply default image tag "Tranche:x": invalid reference '
+             "format: repository name must be lowercase"), "image", "fault", "cannot be one"),
+    (waiting("ErrImageNeverPull", 'Container image "tranche:0.1.0" is not present with pull policy '
+             "of Never"), "image", "fault", "may not fetch it"),
+    (waiting("ErrImagePull", PULL + "Unknown desc = failed to authorize: failed to fetch oauth token: "
+             "unexpected status: 401 Unauthorized"), "image", "fault", "let this account in"),
+    (waiting("ErrImagePull", PULL + "Unknown desc = pull access denied, repository does not exist or "
+             "may require authorization"), "image", "fault", "does not know the name"),
+    (waiting("ErrImagePull", PULL + "Unknown desc = dial tcp: lookup images.example.org: no such "
+             "host"), "image", "fault", "cannot resolve"),
+    (waiting("ErrImagePull", PULL + "NotFound desc = no matching manifest for linux/arm64"), "image",
+     "fault", "this node's CPU"),
+    (waiting("ErrImagePull", PULL + "NotFound desc = tranche:0.1.0: not found"), "image", "fault",
+     "cannot be fetched"),
+    ([waiting("ImagePullBackOff", 'Back-off pulling image "tranche:0.1.0"'),
+      event("Failed", PULL + "NotFound desc = tranche:0.1.0: not found")], "image", "fault",
+     "desc = tranche:0.1.0: not found"),
+    (waiting("CreateContainerConfigError", 'secret "tranche-db" not found'), "config", "fault",
+     "Secret of the pod does not exist"),
+    (waiting("CreateContainerConfigError", 'configmap "tranche" not found'), "config", "fault",
+     "ConfigMap of the pod does not exist"),
+    (waiting("CreateContainerConfigError", "couldn't find key password in Secret tranche/tranche-db"),
+     "config", "fault", "lacks a key"),
+    (waiting("CreateContainerConfigError", "container has runAsNonRoot and image will run as root "
+             "(non-root is wanted)"), "owner", "fault", "runs as root"),
+    (waiting("CreateContainerConfigError", "host IP unknown; known addresses: []"), "config", "fault",
+     "cannot be put together"),
+    (waiting("RunContainerError", 'failed to create containerd task: exec: "tranche": executable file '
+             "not found in $PATH"), "image", "fault", "no program of that name"),
+    (waiting("RunContainerError", "failed to create shim task: error running hook: nvidia-container-cli:"
+             " initialization error: driver error: failed to process request"), "gpu", "fault",
+     "hand its GPU over"),
+    (waiting("RunContainerError", "failed to start container: cgroup: no space left on device"),
+     "runtime", "fault", "cannot start"),
+    (waiting("CreateContainerError", "context deadline exceeded"), "runtime", "fault", "cannot make"),
+
+    (pod(phase="Failed", reason="Evicted", message="The node was low on resource: ephemeral-storage."),
+     "evicted", "warn", "short of something"),
+    (pod(phase="Failed", reason="OutOfnvidia.com/gpu", message="Pod was rejected: Node didn't have "
+         "enough resource: nvidia.com/gpu, requested: 1, used: 1, capacity: 1"), "gpu", "warn",
+     "given its GPU away"),
+    (pod(phase="Failed", reason="UnexpectedAdmissionError", message="Allocate failed due to no healthy "
+         "devices present; cannot allocate unhealthy devices nvidia.com/gpu"), "gpu", "fault",
+     "no healthy device"),
+    (pod(phase="Failed", reason="DeadlineExceeded", message="Pod was active on the node longer than the "
+         "specified deadline"), "deadline", "fault", "activeDeadlineSeconds"),
+
+    (ended(65, message="tranche worker: /models/model: cannot open: Permission denied\n"), "owner",
+     "fault", "user 65532, group 65532, fsGroup none"),
+    (ended(65, message="tranche worker: /data: cannot make: Read-only file system"), "owner", "fault",
+     "container is read-only"),
+    (ended(137, "OOMKilled"), "memory", "fault", "the limit is 16Gi"),
+    (ended(137, "OOMKilled", last=True), "memory", "fault", "the limit is 16Gi"),
+    (ended(3), "exit", "warn", "rows failed"),
+    (ended(64, message="tranche worker: --slots: want 0 to 4096, found 9999"), "exit", "fault",
+     "found 9999"),
+    (ended(65), "exit", "fault", "model folder, rights or schema"),
+    (ended(69, last=True), "exit", "fault", "not reached"),
+    (ended(70), "exit", "warn", "GPU was lost"),
+    (ended(74), "exit", "fault", "output cannot be written"),
+    (ended(126), "exit", "fault", "cannot be run"),
+    (ended(127), "exit", "fault", "no such program"),
+    (ended(128, "StartError", "failed to create task"), "exit", "fault", "did not start"),
+    (ended(130), "exit", "ok", "work left"),
+    (ended(134), "exit", "warn", "aborted"),
+    (ended(137), "exit", "warn", "grace ran out"),
+    (ended(139), "exit", "warn", "crashed"),
+    (ended(143), "exit", "ok", "work left"),
+    (ended(42), "exit", "fault", "exit 42"),
+
+    (of_pod("FailedMount", mount("db", 'object "tranche"/"tranche-db" not registered')), "config",
+     "warn", "was gone"),
+    (of_pod("FailedMount", mount("db", 'secret "tranche-db" not found')), "config", "fault",
+     "Secret, or a key"),
+    (of_pod("FailedMount", mount("db", "references non-existent secret key: password")), "config",
+     "fault", "Secret, or a key"),
+    (of_pod("FailedMount", mount("settings", 'configmap "tranche" not found')), "config", "fault",
+     "ConfigMap that the pod mounts"),
+    (of_pod("FailedMount", mount("models", "mount failed: exit status 32 Output: mount.nfs: access "
+            "denied by server while mounting nfs.example.org:/models")), "volume", "fault",
+     "does not export"),
+    (of_pod("FailedMount", mount("models", "mount failed: exit status 32 Output: mount.nfs: Connection "
+            "timed out")), "volume", "fault", "cannot mount the NFS volume"),
+    (of_pod("FailedMount", "Unable to attach or mount volumes: unmounted volumes=[models]: timed out "
+            "waiting for the condition"), "volume", "fault", "cannot be mounted"),
+    (of_pod("FailedAttachVolume", 'Multi-Attach error for volume "pvc-1" Volume is already exclusively '
+            "attached to one node and can't be attached to another"), "volume", "fault", "one alone"),
+    (of_pod("FailedAttachVolume", 'AttachVolume.Attach failed for volume "pvc-1"'), "volume", "fault",
+     "cannot be attached"),
+    (of_pod("FailedCreatePodSandBox", 'Failed to create pod sandbox: RuntimeHandler "nvidia" not '
+            "supported"), "runtime", "fault", "RuntimeClass"),
+    (of_pod("FailedCreatePodSandBox", "Failed to create pod sandbox: rpc error: code = Unknown desc = "
+            'failed to get sandbox runtime: no runtime for "nvidia" is configured'), "runtime", "fault",
+     "RuntimeClass"),
+    (of_pod("FailedCreatePodSandBox", "Failed to create pod sandbox: plugin type=\"calico\" failed "
+            "(add): error getting ClusterInformation"), "network", "fault", "pod's network"),
+    (of_pod("Unhealthy", 'Startup probe failed: Get "http://10.0.0.7:9464/healthz": connection refused'),
+     "probe", "warn", "while it started"),
+    (of_pod("Unhealthy", "Liveness probe failed: HTTP probe failed with statuscode: 503"), "probe",
+     "fault", "stood still"),
+    (of_job("FailedCreate", 'Error creating: pods "tranche-worker-abc-" is forbidden: exceeded quota: '
+            "gpus, requested: requests.nvidia.com/gpu=1, used: requests.nvidia.com/gpu=8, limited: "
+            "requests.nvidia.com/gpu=8"), "quota", "fault", "requests.nvidia.com/gpu=8"),
+    (of_job("FailedCreate", 'Error creating: pods "x" is forbidden: failed quota: q: must specify '
+            "limits.cpu for: worker"), "quota", "fault", "wants requests or limits"),
+    (of_job("FailedCreate", 'Error creating: pods "x" is forbidden: violates PodSecurity '
+            '"restricted:latest": runAsNonRoot != true'), "policy", "fault", "Pod Security level"),
+    (of_job("FailedCreate", 'Error creating: pods "x" is forbidden: no PriorityClass with name '
+            "tranche-batch was found"), "config", "fault", "PriorityClass does not exist"),
+    (of_job("FailedCreate", 'Error creating: pods "x" is forbidden: error looking up service account '
+            'tranche/tranche: serviceaccount "tranche" not found'), "config", "fault",
+     "ServiceAccount does not exist"),
+    (of_job("FailedCreate", 'Error creating: pods "x" is forbidden: maximum memory usage per Container '
+            "is 8Gi, but limit is 16Gi"), "quota", "fault", "LimitRange refuses"),
+    (of_job("FailedCreate", "Error creating: admission webhook \"x.example.org\" denied the request"),
+     "policy", "fault", "pod was refused"),
+    (of_job("PodFailurePolicy", "Container worker for pod tranche/x failed with exit code 64 matching "
+            "FailJob rule at index 2"), "exit", "fault", "ended at once"),
+    (of_job("BackoffLimitExceeded", "Job has reached the specified backoff limit"), "exit", "fault",
+     "given up"),
+    ([event("KEDAScalerFailed", "error getting metadata: kafka: client has run out of available "
+            "brokers", "ScaledJob", "tranche-worker")], "keda", "fault", "cannot read the queue"),
+    ([event("ScaledJobCheckFailed", "unknown field", "ScaledJob", "tranche-worker")], "keda", "fault",
+     "does not accept the ScaledJob"),
+    ([event("ScaledObjectCheckFailed", "unknown field", "ScaledObject", "tranche-worker")], "keda",
+     "fault", "does not accept the ScaledObject"),
+    ([claim("Pending"), event("FailedBinding", "no persistent volumes available for this claim and no "
+                              "storage class is set", "PersistentVolumeClaim", "tranche-models")],
+     "volume", "fault", "no storage class makes one"),
+    ([claim("Pending"), event("ProvisioningFailed", "failed to provision volume: unsupported access "
+                              "mode ReadOnlyMany", "PersistentVolumeClaim", "tranche-models")],
+     "volume", "fault", "storage class cannot make"),
+    ([claim("Pending")], "volume", "fault", "no volume yet"),
+    ([claim("Lost")], "volume", "fault", "its volume is gone"),
+    ([{"kind": "ResourceQuota", "metadata": {"name": "gpus"}, "status": {
+        "hard": {"requests.nvidia.com/gpu": "8", "requests.memory": "128Gi", "pods": "50"},
+        "used": {"requests.nvidia.com/gpu": "8", "requests.memory": "64Gi", "pods": "9"}}}], "quota",
+     "warn", "requests.nvidia.com/gpu is used up: 8 of 8"),
+    (pod(phase="Running", conditions=[{"type": "Ready", "status": "False"}]), "probe", "warn",
+     "is not ready"),
+    ([], "pod", "warn", "no pods"),
+]
+
+
+@pytest.fixture(scope="module")
+def look(binary):
+    def call(items, document=None, args=("--json",)):
+        document = document if document is not None else json.dumps(
+            {"apiVersion": "v1", "kind": "List", "items": items})
+        done = subprocess.run([binary, "doctor", "--cluster", "-", *args], input=document.encode(),
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False)
+        assert not done.stderr, done.stderr
+        if "--json" not in args:
+            return done
+        checks = json.loads(done.stdout)["checks"]
+        order = ["ok", "warn", "fault"]
+        assert done.returncode == max(order.index(c["verdict"]) for c in checks)
+        for c in checks:
+            assert c["verdict"] == "ok" or c["mend"], c
+        return checks
+    return call
+
+
+@pytest.fixture(scope="module")
+def all_said(look):
+    return [look(items if isinstance(items, list) else [items]) for items, *_ in CASES]
+
+
+@pytest.mark.parametrize("index", range(len(CASES)),
+                         ids=[f"{check}-{words[:24]}" for _, check, _, words in CASES])
+def test_each_fault_is_told(all_said, index):
+    _, check, verdict, words = CASES[index]
+    assert any(c["check"] == check and c["verdict"] == verdict and words in c["text"]
+               for c in all_said[index]), all_said[index]
+
+
+def test_every_rule_has_spoken(all_said):
+    """Each cause of the table stands in some finding above: a rule that nothing reaches is none."""
+    source = (ROOT / "worker/commands/doctor_rules.c").read_text()
+    entries = re.findall(r"\{(?:SCHEDULING|PLACE_\w+|EXIT_\w+|\d+)\b(.*?)\},\n", source, re.S)
+    texts = "\n".join(c["text"] for checks in all_said for c in checks)
+    causes = []
+    for entry in entries:
+        strings = [re.sub(r'"\s*"', "", s) for s in re.findall(r'"(?:[^"\\]|\\.)*"(?:\s*"(?:[^"\\]|\\.)*")*', entry)]
+        causes.append(strings[-1 if entry.rstrip().endswith("NULL") else -2].strip('"'))
+    assert len(causes) > 60
+    assert not [c for c in causes if c not in texts]
+
+
+def test_well_and_stale(look):
+    ready = pod(phase="Running", conditions=[{"type": "Ready", "status": "True"}])
+    checks = look([ready, event("FailedScheduling", NODES + "5 Insufficient nvidia.com/gpu"),
+                   event("FailedMount", mount("db", 'secret "tranche-db" not found')), claim("Bound"),
+                   event("Unhealthy", "Startup probe failed: refused", name="gone"),
+                   event("Scheduled", "ok", of_type="Normal")])
+    assert {c["verdict"] for c in checks} == {"ok"}, checks
+    done = pod(phase="Succeeded", containerStatuses=[container(
+        {"terminated": {"exitCode": 0, "reason": "Completed"}})])
+    assert [c["text"] for c in look([done])] == ["Pod/tranche-worker-abc-x7k2p: has done its work"]
+    crashed = ended(69, last=True)
+    checks = look([crashed, event("FailedMount", mount("db", 'secret "tranche-db" not found'))])
+    assert [c["check"] for c in checks] == ["exit"], "its volumes are there: it has run"
+
+
+def test_repeated_events_are_told_once(look):
+    again = [event("FailedMount", mount("db", 'secret "tranche-db" not found'), last=f"2026-01-0{i}")
+             for i in range(1, 6)]
+    assert len(look([pod(), *again])) == 1
+
+
+@pytest.mark.parametrize("document,words", [
+    ("", "want a list"), ("{", "want a list"), ("[]", "another document"), ('{"items": 3}', "another"),
+    ('{"kind": "Pod"}', "another document")])
+def test_another_document(look, document, words):
+    [found] = look(None, document)
+    assert found["verdict"] == "fault" and words in found["text"] and "kubectl get" in found["mend"]
+
+
+def test_any_shape_is_survived(look):
+    """Members of other types than Kubernetes gives them, and text that a terminal would obey."""
+    odd = [None, 3, "x", [], {}, {"kind": "Pod"}, {"kind": 7}, {"kind": "Pod", "status": []},
+           {"kind": "Pod", "metadata": {"name": 5}, "status": {"conditions": {}, "phase": 9,
+            "containerStatuses": [None, 1, {"state": 3}, {"state": {"terminated": {"exitCode": "x"}}}]}},
+           {"kind": "Event", "involvedObject": 2, "reason": [], "message": {}},
+           {"kind": "ResourceQuota", "status": {"hard": {"a": 1, "b": "x"}, "used": {"b": 2}}},
+           {"kind": "PersistentVolumeClaim"},
+           unscheduled(NODES + "\x1b[31m Insufficient nvidia.com/gpu é\n" + "x" * 5000)]
+    checks = look(odd)
+    for c in checks:
+        assert "\x1b" not in c["text"] and "\n" not in c["text"] and len(c["text"]) < 512
+    assert any(c["check"] == "gpu" for c in checks)
+
+
+def test_for_people(look):
+    done = look([unscheduled(NODES + "5 Insufficient nvidia.com/gpu" + TAIL)], args=())
+    out = done.stdout.decode()
+    assert done.returncode == 2 and re.search(r"^fault  gpu +Pod/\S+: no node has a GPU", out, re.M)
+    assert "mend: look at `kubectl get nodes" in out and out.endswith("1 fault\n")
+    done = subprocess.run([*done.args[:3], "missing.json"], stdout=subprocess.PIPE, check=False)
+    assert done.returncode == 2 and b"missing.json" in done.stdout
