@@ -178,6 +178,7 @@ class Case:
 
     def drain(self, timeout=90, **how):
         """Workers that are left end by themselves, then one more until nothing is left."""
+        self.deaths_wanted.add(signal.SIGTERM)  # a child that has no handler yet: it holds nothing
         for w in self.workers:
             if w.alive():
                 w.signal(signal.SIGTERM)

@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from kafka_broker import Broker
 
@@ -377,3 +377,26 @@ def test_broker_config_refusals(queue, text, words):
                          "client.conf", check=False)
     assert process.returncode == 64 and words in process.stderr.decode()
     assert "geheim" not in process.stderr.decode()
+
+
+def test_a_message_that_inflates_a_thousandfold_is_one_row(queue):
+    """48 MiB in 48 KiB of gzip, in one partition with others: too large, said so, and gone."""
+    bomb = b'{"id":"bomb","prompt":"' + b"a" * (48 << 20) + b'"}'
+    producer = Producer({"bootstrap.servers": queue.broker.address, "compression.type": "gzip",
+                         "message.max.bytes": 100 << 20, "linger.ms": 0})
+    failed = []
+    for value in (jobs(1)[0], bomb, jobs(1, 1)[0]):
+        producer.produce(queue.topic, value, partition=0,
+                         on_delivery=lambda error, _: failed.append(error) if error else None)
+        producer.flush(60)
+    assert not failed
+    worker = queue.work()
+    queue.wait_rows(3)
+    [child] = open(f"/proc/{worker.pid}/task/{worker.pid}/children").read().split()
+    peak = next(int(x.split()[1]) for x in open(f"/proc/{child}/status") if x.startswith("VmHWM"))
+    assert peak < 400 << 10, f"{peak} KiB"
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) in (0, 143)
+    assert queue.rows("SELECT custom_id, status, error_code FROM results WHERE status <> 'ok'") == \
+        [(f"{queue.topic}/0/1", "invalid", "too_large")]
+    assert queue.rows("SELECT count(*) FROM results WHERE status = 'ok'") == [(2,)]

@@ -18,6 +18,7 @@ import psycopg2.errors
 import pytest
 
 from postgres_server import Server, free_port
+from redis_server import certificates, expire
 from tcp_proxy import Proxy
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -706,3 +707,11 @@ def test_tls_is_verified(server, database, password, tranche, tmp_path):
     good = run("localhost", "localhost")
     assert good.returncode == 0, good.stderr.decode()
     check_batch(server, database["name"], 5, ok=5)
+    old = expire(certificates(tmp_path / "old"))
+    for end in ("crt", "key"):
+        shutil.copyfile(old / f"server.{end}", server.data / f"server.{end}")
+    server.reload()
+    time.sleep(0.5)
+    late = run("localhost", "old/ca")
+    assert late.returncode == 69 and "certificate has expired" in late.stderr.decode()
+    assert "localhost" in late.stderr.decode()

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import redis
-from redis_server import (Server, acknowledged, at_rest, certificates, free_port, group,
+from redis_server import (Server, acknowledged, at_rest, certificates, expire, free_port, group,
                           wait_until)
 
 SEED = int(os.environ.get("TRANCHE_SEED", "1"))
@@ -444,6 +444,21 @@ def test_tls_with_certificates_and_an_acl_user(worker, tmp_path):
         assert w.wait(30) == 69
         w = worker(s, *short, extra="tls.ca.file = missing.crt\n")
         assert w.wait(30) == 64
+    finally:
+        s.stop()
+
+
+def test_a_certificate_that_has_expired_is_named(worker, tmp_path):
+    tls = certificates(tmp_path / "tls")
+    s = Server(tmp_path / "redis-tls", tls=tls)
+    try:
+        client = s.client()
+        client.ping()
+        expire(tls)
+        client.config_set("tls-cert-file", str(tls / "server.crt"))  # read anew
+        w = worker(s, "--connect-timeout", "300ms", extra=f"tls.ca.file = {tls}/ca.crt\n")
+        assert w.wait(30) == 69 and "certificate has expired" in w.log.read_text()
+        assert f"localhost:{s.port}" in w.log.read_text()
     finally:
         s.stop()
 

@@ -149,12 +149,23 @@ static void code_of_text(const char *text, char code[6])
     code[0] = '\0';
 }
 
+static void explain_certificate(struct postgres *p, struct postgres_failure *f)
+{
+    const char *why =
+        postgres_certificate_fault(PQhost(p->conn), PQport(p->conn), option_of(p, "sslrootcert"));
+    size_t len = strlen(f->text);
+    if (why)
+        snprintf(f->text + len, sizeof f->text - len, ": %s", why);
+}
+
 static int fail_connect(struct postgres *p, struct postgres_failure *f)
 {
     char code[6];
     const char *text = p->conn ? PQerrorMessage(p->conn) : "no memory";
     code_of_text(text, code);
     fail_link(f, text);
+    if (strstr(f->text, "certificate verify failed"))
+        explain_certificate(p, f);
     memcpy(f->code, code, sizeof code);
     f->action = sqlstate_action(code);
     postgres_disconnect(p);

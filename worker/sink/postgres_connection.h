@@ -62,4 +62,9 @@ int postgres_begin(struct postgres *p, struct postgres_failure *f) TR_MUSTCHECK;
 /* Undoes it; a link that does not answer is dropped. */
 void postgres_rollback(struct postgres *p);
 
+/* postgres_certificate.c: why the server's certificate is not to be trusted, in words of the TLS
+ * library; NULL: it is, or the server cannot be asked. root: PEM file of the authorities, "system",
+ * or NULL for libpq's default. Asks over a connection of its own, 5 s at most an answer. */
+const char *postgres_certificate_fault(const char *host, const char *port, const char *root);
+
 #endif

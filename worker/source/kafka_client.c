@@ -1,6 +1,8 @@
 /* kafka_client: see kafka_client.h. */
 #include "worker/source/kafka_client.h"
 
+#include <openssl/x509_vfy.h>
+#include <pthread.h>
 #include <stdio.h>
 
 #include "engine/log.h"
@@ -69,6 +71,37 @@ void kafka_client_log(const rd_kafka_t *rk, int level, const char *facility, con
         LOG_S("text", text));
 }
 
+/* The library's own words for every such refusal are "verify that ssl.ca.location is correct". */
+static struct {
+    pthread_mutex_t mutex;
+    char text[200]; /* the newest refusal of this process; "": none */
+} certificate = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+/* Called for each certificate of a chain; what it answers is the library's verdict. */
+static int on_certificate(rd_kafka_t *rk, const char *broker, int32_t id, int *fault, int depth,
+                          const char *der, size_t size, char *why, size_t why_size, void *opaque)
+{
+    (void)rk, (void)id, (void)der, (void)size, (void)opaque;
+    if (*fault == X509_V_OK)
+        return 1;
+    const char *words = X509_verify_cert_error_string(*fault);
+    snprintf(why, why_size, "%s", words);
+    pthread_mutex_lock(&certificate.mutex);
+    snprintf(certificate.text, sizeof certificate.text, "%s: %s: %s", broker,
+             depth ? "an authority's certificate" : "the broker's certificate", words);
+    pthread_mutex_unlock(&certificate.mutex);
+    return 0;
+}
+
+/* ": " and the newest refusal of a certificate, or nothing. */
+static const char *certificate_fault(char out[208])
+{
+    pthread_mutex_lock(&certificate.mutex);
+    snprintf(out, 208, "%s%s", certificate.text[0] ? ": " : "", certificate.text);
+    pthread_mutex_unlock(&certificate.mutex);
+    return out;
+}
+
 /* Plain text leaves the machine only where the operator said so. */
 static int check_secure(const struct source_opts *opts, rd_kafka_conf_t *conf, struct str hosts,
                         struct err *err)
@@ -116,6 +149,7 @@ int kafka_client_conf(rd_kafka_conf_t **out, const struct source_url *url,
         return rc;
     }
     rd_kafka_conf_set_log_cb(conf, kafka_client_log);
+    (void)rd_kafka_conf_set_ssl_cert_verify_cb(conf, on_certificate); /* fails without TLS at all */
     *out = conf;
     return E_OK;
 }
@@ -162,6 +196,7 @@ static rd_kafka_resp_err_t ask_until(rd_kafka_t *rk, rd_kafka_topic_t *topic, in
 int kafka_client_topic(rd_kafka_t *rk, const char *name, int64_t timeout_ns,
                        const struct err *failed, int32_t *partitions, struct err *err)
 {
+    char fault[208];
     rd_kafka_topic_t *topic = rd_kafka_topic_new(rk, name, NULL);
     if (!topic)
         return err_set(err, E_USAGE, "\"%s\" cannot name a topic", name);
@@ -174,16 +209,19 @@ int kafka_client_topic(rd_kafka_t *rk, const char *name, int64_t timeout_ns,
                        name);
     if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
         return err_set(err, kafka_error_class(code) == E_FATAL ? E_FATAL : E_RETRY,
-                       "topic \"%s\": %s", name, rd_kafka_err2str(code));
+                       "topic \"%s\": %s%s", name, rd_kafka_err2str(code),
+                       certificate_fault(fault));
     return E_OK;
 }
 
 int kafka_client_reach(rd_kafka_t *rk, int64_t timeout_ns, struct err *err)
 {
+    char fault[208];
     rd_kafka_resp_err_t code = ask_until(rk, NULL, timeout_ns, NULL, NULL);
     return code == RD_KAFKA_RESP_ERR_NO_ERROR
                ? E_OK
-               : err_set(err, E_RETRY, "no broker: %s", rd_kafka_err2str(code));
+               : err_set(err, E_RETRY, "no broker: %s%s", rd_kafka_err2str(code),
+                         certificate_fault(fault));
 }
 
 int64_t kafka_client_lag(rd_kafka_t *rk, const char *topic, int32_t partitions)
