@@ -15,6 +15,7 @@ WORLDS = {
     "keda warm pool": ["jobs/init", "jobs/drain", "keda/overlays/warm-pool"],
     "keda kueue": ["jobs/init", "keda/overlays/kueue"],
     "keda runtime class": ["jobs/init", "keda/overlays/nvidia-runtimeclass"],
+    "keda predicted": ["jobs/init", "keda/overlays/predicted-work"],
     "keda nfs": ["jobs/init", "keda/overlays/nfs-model-cache"],
     "jobs kafka": ["common/kafka", "jobs/init", "jobs/drain", "jobs/backfill", "jobs/cron"],
     "jobs redis": ["common/redis", "jobs/init", "jobs/drain", "jobs/cron"],

@@ -457,6 +457,30 @@ def redis_trigger_sees_our_lag(objects):
 
 
 @rule
+def database_trigger_counts_our_work(objects):
+    """The database of the settings, as a user of its own, by the query of schemas/."""
+    conf = settings(objects)
+    with open(f"{ROOT}/schemas/keda/predicted_work.sql", encoding="utf-8") as f:
+        query = " ".join(" ".join(line for line in f if not line.startswith("--")).split())
+    user, host, database = re.fullmatch(r"postgres://([^@]+)@([^/]+)/([^?]+).*", conf["db"]).groups()
+    for o, t, m in triggers(objects):
+        if t["type"] != "postgresql":
+            continue
+        for key, want in (("host", host), ("dbName", database), ("sslmode", "verify-full")):
+            if m.get(key) != want:
+                yield f"{label(o)}: {key} is {m.get(key)}, want {want}"
+        if m.get("userName") == user:
+            yield f"{label(o)}: KEDA asks as {user}, the workers' user"
+        if " ".join(m.get("query", "").split()) != query:
+            yield f"{label(o)}: the query is not that of schemas/keda/predicted_work.sql"
+        if f"run = '{conf.get('run', 'main')}'" not in m.get("query", ""):
+            yield f"{label(o)}: the query counts another run than the workers'"
+        if conf.get("source", "").startswith("kafka") and \
+                o["spec"].get("maxReplicaCount", 100) > int(conf.get("partitions", "0")):
+            yield f"{label(o)}: maxReplicaCount above the topic's {conf.get('partitions')} partitions"
+
+
+@rule
 def network_is_closed(objects):
     """A default-deny of both directions, an egress for each pod, none that allows everything."""
     policies = [o["spec"] for o in objects if o["kind"] == "NetworkPolicy"]

@@ -75,6 +75,7 @@ POD = "spec.template.spec."
 BOX = POD + "containers.0."
 KEDA_POD = "spec.jobTargetRef.template.spec."
 JK, JR, KK, KR = "jobs kafka", "jobs redis", "keda kafka", "keda redis"
+KP = "keda predicted"
 WARM, OBJECT, DEPLOYMENT = "keda warm pool", "ScaledObject/tranche-worker", "Deployment/tranche-worker"
 TRIGGER = "spec.triggers.0.metadata."
 
@@ -187,6 +188,15 @@ FIXTURES = [
     ("redis_trigger_sees_our_lag", KR, SCALED, TRIGGER + "enableTLS", GONE),
     ("redis_trigger_sees_our_lag", KR, SCALED, "spec.triggers.1", GONE),
     ("redis_trigger_sees_our_lag", KR, SCALED, "spec.scalingStrategy.multipleScalersCalculation", "max"),
+    ("trigger_is_safe", KP, SCALED, TRIGGER + "password", "hunter2"),
+    ("trigger_fields_exist", KP, SCALED, TRIGGER + "targetValue", "600"),
+    ("database_trigger_counts_our_work", KP, SCALED, TRIGGER + "host", "localhost"),
+    ("database_trigger_counts_our_work", KP, SCALED, TRIGGER + "dbName", "postgres"),
+    ("database_trigger_counts_our_work", KP, SCALED, TRIGGER + "sslmode", "require"),
+    ("database_trigger_counts_our_work", KP, SCALED, TRIGGER + "userName", "tranche_pod"),
+    ("database_trigger_counts_our_work", KP, SCALED, TRIGGER + "query", "SELECT 1"),
+    ("database_trigger_counts_our_work", KP, SCALED, "spec.maxReplicaCount", 25),
+    ("database_trigger_counts_our_work", KP, *conf("group = tranche", "group = tranche\nrun = blue")),
     ("network_is_closed", JK, "NetworkPolicy/default-deny", "spec.policyTypes", ["Ingress"]),
     ("network_is_closed", JK, "NetworkPolicy/default-deny", "spec.egress", [{}]),
     ("network_is_closed", JK, "NetworkPolicy/tranche-queue", "spec.egress.0.ports.0.port", 9092),
