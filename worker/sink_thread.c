@@ -215,6 +215,7 @@ static void *sink_main(void *arg)
 {
     struct sink_thread *st = arg;
     struct item item;
+    metric_set(METRIC_SPOOL_LIMIT, 0, st->spool ? spool_limit(st->spool) : 0);
     for (;;) {
         metric_set(METRIC_SPOOL_BYTES, 0, st->spool ? spool_bytes(st->spool) : 0);
         bool tries = !st->failed && !atomic_load(&st->give_up) && away(st);

@@ -34,6 +34,8 @@ static void note_engine(struct worker *w)
     metric_set(METRIC_EVICTIONS, 0, s.evictions);
     metric_set(METRIC_DEVICE, 0, s.device_ns);
     metric_set(METRIC_SLOTS, 0, s.slots);
+    metric_set(METRIC_ENGINES, 0, w->opts.n_engines);
+    metric_set(METRIC_PREPARE_THREADS, 0, w->opts.prepare_threads);
     metric_set(METRIC_RUNNING, 0, s.running);
     metric_set(METRIC_WAITING, 0, TR_MAX((int64_t)w->out.n - s.running, (int64_t)0));
     metric_set(METRIC_PAGES, 0, s.pages);
@@ -52,6 +54,7 @@ static void note_queue(struct worker *w)
     metric_set(METRIC_LAG, 0, lag.messages < 0 ? METRIC_UNKNOWN : lag.messages);
     metric_set(METRIC_LAG_BYTES, 0, lag.bytes < 0 ? METRIC_UNKNOWN : lag.bytes);
     metric_set(METRIC_PENDING, 0, lag.pending < 0 ? METRIC_UNKNOWN : lag.pending);
+    metric_set(METRIC_RETAINED, 0, lag.retained < 0 ? METRIC_UNKNOWN : lag.retained);
     health_set(HEALTH_SOURCE, !lag.joined || w->rc != E_OK);
     metric_set(METRIC_OUTSTANDING, 0, (int64_t)w->out.n);
     metric_set(METRIC_SPOOLED, 0, (int64_t)w->spooled.n);

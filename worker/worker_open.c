@@ -178,7 +178,7 @@ static void count_left(struct worker *w, int64_t claimed)
     if (!s->work_left || !w->opts.tell_stop)
         return;
     w->opts.source->ops->lag(w->opts.source, &lag);
-    s->unread = lag.messages != 0 && lag.bytes != 0;
+    s->unread = (lag.messages < 0 || lag.messages > s->left) && lag.bytes != 0;
 }
 
 static void sum_stats(const struct worker_opts *opts, struct engine_stats *out)

@@ -78,11 +78,14 @@ static void test_text_is_well_formed(void **state)
     (void)state;
     metrics_reset();
     metrics_model("cpu \"x\"\\y\nz", "0123", "main");
+    metrics_source("kafka", str_of("a \"topic\""), NULL);
     metric_set(METRIC_LAG, 0, METRIC_UNKNOWN);
     const char *family = "", *text = rendered(&t);
     size_t family_len = 0;
     int families = 0, samples = 0;
     assert_non_null(strstr(text, "fingerprint=\"cpu \\\"x\\\"\\\\y\\nz\""));
+    assert_non_null(strstr(text, "\ntranche_source_info{kind=\"kafka\",queue=\"a \\\"topic\\\"\","
+                                 "group=\"\"} 1\n"));
     assert_null(strstr(text, "\ntranche_source_lag_messages "));
     for (const char *line = text; *line; line = strchr(line, '\n') + 1) {
         if (strncmp(line, "# HELP ", 7) == 0) {
@@ -93,7 +96,7 @@ static void test_text_is_well_formed(void **state)
         check_line(line, family, family_len);
         samples += line[0] != '#';
     }
-    assert_int_equal(families, METRICS + 2);
+    assert_int_equal(families, METRICS + 3);
     assert_true(samples > METRICS);
     text_close(&t);
 }

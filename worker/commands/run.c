@@ -268,6 +268,8 @@ static int ends_open(struct session *s, struct err *err)
                    : source_file_open(&s->source, o->input, clock_system(), err);
     if (rc < 0)
         return rc == E_USAGE ? EXIT_USAGE : rc == E_RETRY ? EXIT_UNREACHABLE : EXIT_MODEL;
+    if (!queue)
+        metrics_source("file", str_of(o->input), NULL);
     rc = open_sink(s, err);
     if (rc == E_OK)
         rc = open_spool(s, err);

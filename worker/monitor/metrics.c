@@ -93,6 +93,12 @@ static const struct family families[METRICS] = {
     [METRIC_SLOTS] = {.name = "tranche_engine_slots",
                       .help = "Sequences that can run at once.",
                       .type = GAUGE},
+    [METRIC_ENGINES] = {.name = "tranche_engines",
+                        .help = "Engines, each on a device of its own.",
+                        .type = GAUGE},
+    [METRIC_PREPARE_THREADS] = {.name = "tranche_prepare_threads",
+                                .help = "Threads that tokenize prompts and render answers.",
+                                .type = GAUGE},
     [METRIC_RUNNING] = {.name = "tranche_engine_running_sequences",
                         .help = "Sequences that run.",
                         .type = GAUGE},
@@ -127,11 +133,19 @@ static const struct family families[METRICS] = {
     [METRIC_PENDING] = {.name = "tranche_source_pending_messages",
                         .help = "Redis: claimed by any worker of the group and not acknowledged.",
                         .type = GAUGE},
+    [METRIC_RETAINED] =
+        {.name = "tranche_source_retained_messages",
+         .help = "Kafka: from the log's start to our oldest unfinished message, the least of our "
+                 "partitions; at 0 retention takes what has no row.",
+         .type = GAUGE},
     [METRIC_SPOOLED] = {.name = "tranche_spooled_messages",
                         .help = "Messages whose rows are in the spool and not yet in the database.",
                         .type = GAUGE},
     [METRIC_SPOOL_BYTES] = {.name = "tranche_spool_bytes",
                             .help = "Size of the spool.",
+                            .type = GAUGE},
+    [METRIC_SPOOL_LIMIT] = {.name = "tranche_spool_limit_bytes",
+                            .help = "What the spool may take; 0: there is none.",
                             .type = GAUGE},
     [METRIC_SINK_STATE] = {.name = "tranche_sink_state",
                            .help = "1 for the state that the database is in.",
@@ -173,9 +187,22 @@ static atomic_llong values[METRICS][METRIC_LABELS_MAX];
 static struct {
     atomic_llong in[BUCKETS + 1], sum_ns;
 } histograms[HISTOGRAMS][METRIC_LABELS_MAX];
-static char model_labels[3][LABEL_BYTES];
-static bool model_known;
-static pthread_mutex_t model_mutex = PTHREAD_MUTEX_INITIALIZER; /* guards these two */
+/* Families whose labels say what is so, with the value 1; nothing until it is known. */
+enum info { INFO_MODEL, INFO_SOURCE, INFOS };
+enum { INFO_LABELS = 3, LABEL_REVISION = 1 };
+static struct {
+    const char *name, *help, *labels[INFO_LABELS];
+    char values[INFO_LABELS][LABEL_BYTES];
+    bool known;
+} infos[INFOS] = {
+    [INFO_MODEL] = {.name = "tranche_model_info",
+                    .help = "1 once the model is loaded; what its answers depend on.",
+                    .labels = {"fingerprint", "config_revision", "run"}},
+    [INFO_SOURCE] = {.name = "tranche_source_info",
+                     .help = "1 once the source is open; what is read, and with whom it is shared.",
+                     .labels = {"kind", "queue", "group"}},
+};
+static pthread_mutex_t info_mutex = PTHREAD_MUTEX_INITIALIZER; /* guards their values and known */
 
 static int labels_of(const struct family *f)
 {
@@ -217,21 +244,34 @@ int64_t metric_get(enum metric m, int label)
     return atomic_load_explicit(&values[m][label], memory_order_relaxed);
 }
 
+static void set_info(enum info which, const char *const *texts)
+{
+    pthread_mutex_lock(&info_mutex);
+    for (int i = 0; i < INFO_LABELS; i++)
+        snprintf(infos[which].values[i], LABEL_BYTES, "%s", texts[i]);
+    infos[which].known = true;
+    pthread_mutex_unlock(&info_mutex);
+}
+
 void metrics_model(const char *fingerprint, const char *config_revision, const char *run)
 {
-    const char *labels[] = {fingerprint, config_revision, run};
-    pthread_mutex_lock(&model_mutex);
-    for (size_t i = 0; i < TR_COUNT(labels); i++)
-        snprintf(model_labels[i], LABEL_BYTES, "%s", labels[i]);
-    model_known = true;
-    pthread_mutex_unlock(&model_mutex);
+    const char *texts[INFO_LABELS] = {fingerprint, config_revision, run};
+    set_info(INFO_MODEL, texts);
 }
 
 void metrics_revision(const char *config_revision)
 {
-    pthread_mutex_lock(&model_mutex);
-    snprintf(model_labels[1], LABEL_BYTES, "%s", config_revision);
-    pthread_mutex_unlock(&model_mutex);
+    pthread_mutex_lock(&info_mutex);
+    snprintf(infos[INFO_MODEL].values[LABEL_REVISION], LABEL_BYTES, "%s", config_revision);
+    pthread_mutex_unlock(&info_mutex);
+}
+
+void metrics_source(const char *kind, struct str queue, const char *group)
+{
+    char name[LABEL_BYTES];
+    const char *texts[INFO_LABELS] = {kind, name, group ? group : ""};
+    snprintf(name, sizeof name, "%.*s", (int)TR_MIN(queue.len, sizeof name - 1), queue.ptr);
+    set_info(INFO_SOURCE, texts);
 }
 
 void metrics_reset(void)
@@ -245,7 +285,8 @@ void metrics_reset(void)
             for (int b = 0; b <= BUCKETS; b++)
                 atomic_store(&histograms[h][l].in[b], 0);
         }
-    model_known = false;
+    for (int i = 0; i < INFOS; i++)
+        infos[i].known = false;
 }
 
 /* ---- text ---- */
@@ -302,22 +343,25 @@ static void put_histogram(struct text *out, const struct family *f, int h, int l
 
 static void put_infos(struct text *out)
 {
-    static const char *const names[] = {"fingerprint", "config_revision", "run"};
     put_head(out, "tranche_build_info", "1; which build this is.", "gauge");
     text_f(out, "tranche_build_info{");
     put_label(out, "version", TRANCHE_VERSION);
     text_char(out, ',');
     put_label(out, "commit", TRANCHE_COMMIT);
     text_f(out, "} 1\n");
-    put_head(out, "tranche_model_info", "1 once the model is loaded; what its answers depend on.",
-             "gauge");
-    pthread_mutex_lock(&model_mutex);
-    for (size_t i = 0; model_known && i < TR_COUNT(names); i++) {
-        text_f(out, i ? "," : "tranche_model_info{");
-        put_label(out, names[i], model_labels[i]);
+    pthread_mutex_lock(&info_mutex);
+    for (int m = 0; m < INFOS; m++) {
+        put_head(out, infos[m].name, infos[m].help, "gauge");
+        for (int i = 0; infos[m].known && i < INFO_LABELS; i++) {
+            if (i)
+                text_char(out, ',');
+            else
+                text_f(out, "%s{", infos[m].name);
+            put_label(out, infos[m].labels[i], infos[m].values[i]);
+        }
+        text_add(out, infos[m].known ? STR("} 1\n") : STR(""));
     }
-    text_add(out, model_known ? STR("} 1\n") : STR(""));
-    pthread_mutex_unlock(&model_mutex);
+    pthread_mutex_unlock(&info_mutex);
 }
 
 void metrics_render(struct text *out)

@@ -30,6 +30,8 @@ enum metric {
     METRIC_EVICTIONS,
     METRIC_DEVICE,
     METRIC_SLOTS,
+    METRIC_ENGINES,
+    METRIC_PREPARE_THREADS,
     METRIC_RUNNING,
     METRIC_WAITING,
     METRIC_OCCUPANCY,
@@ -40,8 +42,10 @@ enum metric {
     METRIC_LAG,
     METRIC_LAG_BYTES,
     METRIC_PENDING,
+    METRIC_RETAINED,
     METRIC_SPOOLED,
     METRIC_SPOOL_BYTES,
+    METRIC_SPOOL_LIMIT,
     METRIC_SINK_STATE,    /* label: enum sink_state */
     METRIC_BREAKER_STATE, /* label: enum breaker_state */
     METRIC_READY,
@@ -75,6 +79,9 @@ int64_t metric_get(enum metric m, int label);              /* METRIC_UNKNOWN whe
 /* What the answers depend on, as tranche_model_info's labels. */
 void metrics_model(const char *fingerprint, const char *config_revision, const char *run);
 void metrics_revision(const char *config_revision); /* from here on another one */
+/* What is read: "kafka", "redis" or "file"; topic, stream or path; NULL where there is no group. As
+ * tranche_source_info's labels, by which lag is joined to a queue. */
+void metrics_source(const char *kind, struct str queue, const char *group);
 
 /* Appends every family in the table's order, HELP and TYPE lines included (text format 0.0.4). */
 void metrics_render(struct text *out);

@@ -47,6 +47,11 @@ int64_t spool_bytes(const struct spool *s)
     return s ? s->bytes : 0;
 }
 
+int64_t spool_limit(const struct spool *s)
+{
+    return s ? s->limit : 0;
+}
+
 /* ---- open ---- */
 
 /* One process a folder; the file's content says which. */

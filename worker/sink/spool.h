@@ -26,6 +26,7 @@ void spool_close(struct spool *s); /* NULL is legal; rows stay for the next one 
 /* NULL is empty. */
 bool spool_empty(const struct spool *s);
 int64_t spool_bytes(const struct spool *s);
+int64_t spool_limit(const struct spool *s); /* spool_opts.bytes; 0 for NULL */
 
 /* Results, dead letters and lost ranges of c; not its progress. E_OK: all are on the disk (fsync).
  * E_RETRY: none counts: the bytes are spent ("spool_full"), or the disk would not take them

@@ -81,6 +81,8 @@ static int make_handle(struct source_kafka *k, const struct source_url *url, str
         {"enable.auto.offset.store", "false"},
         {"auto.offset.reset", "error"}, /* else lost messages pass in silence */
         {"enable.partition.eof", "true"},
+        /* How often it asks where each log begins: what retention has left (kafka_lag). */
+        {"statistics.interval.ms", "30000"},
         {k->by_broker ? "group.protocol" : "partition.assignment.strategy", assignor(k)},
         {"max.poll.interval.ms", "300000"},
         {"queued.max.messages.kbytes", "16384"}, /* a pause throws the prefetch away */

@@ -42,8 +42,9 @@ struct source_lag {
     int64_t messages; /* a queue's: not acknowledged; a file's: unread; -1: not known */
     int64_t bytes;    /* unread; -1: not known */
     int64_t bytes_total;
-    int64_t pending; /* claimed by any worker of the group and not acknowledged; -1: not known */
-    bool joined;     /* open, and for a group: a member of it */
+    int64_t pending;  /* claimed by any worker of the group and not acknowledged; -1: not known */
+    int64_t retained; /* Kafka: least distance of such a message from its log's start; -1 */
+    bool joined;      /* open, and for a group: a member of it */
 };
 
 struct source;

@@ -203,7 +203,7 @@ static void file_lag(const struct source *source, struct source_lag *out)
     out->messages = f->ended ? 0 : -1;
     out->bytes = f->regular ? TR_MAX(f->size - f->position, (int64_t)0) : -1;
     out->bytes_total = f->regular ? f->size : -1;
-    out->pending = -1;
+    out->pending = out->retained = -1;
     out->joined = true;
 }
 

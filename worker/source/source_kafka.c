@@ -273,9 +273,13 @@ static int64_t kafka_position(const struct source *source, int32_t partition)
 static void kafka_lag(const struct source *source, struct source_lag *out)
 {
     const struct source_kafka *k = (const struct source_kafka *)source;
-    *out = (struct source_lag){
-        .messages = -1, .bytes = -1, .bytes_total = -1, .pending = -1, .joined = k->joined};
-    int64_t lag = 0;
+    *out = (struct source_lag){.messages = -1,
+                               .bytes = -1,
+                               .bytes_total = -1,
+                               .pending = -1,
+                               .retained = -1,
+                               .joined = k->joined};
+    int64_t lag = 0, retained = INT64_MAX;
     if (!k->joined)
         return;
     for (int32_t i = 0; i < k->n_partitions; i++) {
@@ -288,9 +292,13 @@ static void kafka_lag(const struct source *source, struct source_lag *out)
                 RD_KAFKA_RESP_ERR_NO_ERROR ||
             high < 0)
             return;
-        lag += TR_MAX(high - kafka_watermark_value(&p->watermark), (int64_t)0);
+        int64_t done = kafka_watermark_value(&p->watermark);
+        lag += TR_MAX(high - done, (int64_t)0);
+        if (low >= 0 && high > done)
+            retained = TR_MIN(retained, TR_MAX(done - low, (int64_t)0));
     }
     out->messages = lag;
+    out->retained = retained == INT64_MAX ? -1 : retained;
 }
 
 static int64_t kafka_left(struct source *source)

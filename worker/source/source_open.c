@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 
+#include "worker/monitor/metrics.h"
 #include "worker/source/source_kafka.h"
 #include "worker/source/source_redis.h"
 
@@ -87,8 +88,10 @@ int source_open(struct source **out, const struct source_opts *opts, const struc
     if (rc < 0)
         return rc;
     const struct scheme *scheme = scheme_find(url.scheme);
+    if (scheme && (rc = scheme->open(out, &url, opts, clock, err)) == E_OK)
+        metrics_source((*out)->ops->name, url.name, scheme->hosts ? opts->group : NULL);
     if (scheme)
-        return scheme->open(out, &url, opts, clock, err);
+        return rc;
     char known[128] = "";
     for (size_t i = 0; i < TR_COUNT(schemes); i++)
         snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "",

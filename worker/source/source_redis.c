@@ -390,7 +390,7 @@ static void redis_lag(const struct source *source, struct source_lag *out)
     const struct source_redis *r = (const struct source_redis *)source;
     const struct redis_group_info *i = &r->info;
     out->messages = i->lag >= 0 && i->pending >= 0 ? i->lag + i->pending : -1;
-    out->bytes = out->bytes_total = -1;
+    out->bytes = out->bytes_total = out->retained = -1;
     out->pending = i->pending;
     out->joined = i->found && redis_connected(r->stream.connection);
 }
