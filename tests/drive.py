@@ -116,10 +116,14 @@ def whole():
 
 
 def kubernetes():
-    """The manifests: rendered, validated strictly, held against the rules and the binary."""
-    if execute("fixtures k8s", ["tools/k8s_schemas.sh"], 600):
+    """The manifests: rendered, validated strictly, held against the rules and the binary; alerts and
+    dashboard under a real Prometheus."""
+    fetched = [execute("fixtures k8s", ["tools/k8s_schemas.sh"], 600),
+               execute("fixtures prometheus", ["tools/prometheus.sh"], 300),
+               execute("fixtures kafka", ["tools/kafka.sh"], 600)]
+    if all(fetched):
         command = ["/usr/bin/python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/k8s"]
-        execute("kubernetes", command, 600, {"PYTHONDONTWRITEBYTECODE": "1"}, count_pytest)
+        execute("kubernetes", command, 900, {"PYTHONDONTWRITEBYTECODE": "1"}, count_pytest)
 
 
 def count_campaign(status, text):

@@ -10,14 +10,14 @@ CACHE = subprocess.run([f"{ROOT}/tools/k8s_schemas.sh"], stdout=subprocess.PIPE,
                        check=True).stdout.decode().strip()
 # What an operator has on one cluster at a time, and what the rules hold against each other.
 WORLDS = {
-    "keda kafka": ["jobs/init", "keda/overlays/kafka"],
-    "keda redis": ["jobs/init", "keda/overlays/redis"],
-    "keda warm pool": ["jobs/init", "jobs/drain", "keda/overlays/warm-pool"],
+    "keda kafka": ["jobs/init", "keda/overlays/kafka", "monitoring/keda"],
+    "keda redis": ["jobs/init", "keda/overlays/redis", "monitoring/keda"],
+    "keda warm pool": ["jobs/init", "jobs/drain", "keda/overlays/warm-pool", "monitoring/keda"],
     "keda kueue": ["jobs/init", "keda/overlays/kueue"],
     "keda runtime class": ["jobs/init", "keda/overlays/nvidia-runtimeclass"],
     "keda predicted": ["jobs/init", "keda/overlays/predicted-work"],
     "keda nfs": ["jobs/init", "keda/overlays/nfs-model-cache"],
-    "jobs kafka": ["common/kafka", "jobs/init", "jobs/drain", "jobs/backfill", "jobs/cron"],
+    "jobs kafka": ["common/kafka", "jobs/init", "jobs/drain", "jobs/backfill", "jobs/cron", "monitoring/base"],
     "jobs redis": ["common/redis", "jobs/init", "jobs/drain", "jobs/cron"],
 }
 

@@ -152,7 +152,7 @@ def settings_reach_running_pods(objects):
 @rule
 def settings_name_what_is_mounted(objects):
     """Every path of tranche.conf and broker.conf lies in a mount of every worker."""
-    data = [o["data"] for o in objects if o["kind"] == "ConfigMap"]
+    data = [o["data"] for o in objects if label(o) == "ConfigMap/tranche"]
     paths = {p for d in data for text in d.values() for line in text.split("\n") if not line.startswith("#")
              for p in re.findall(r"(?<![\w/:])/[a-z][\w./-]+", line)}
     for name, template, c in workers(objects):

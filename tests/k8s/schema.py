@@ -1,14 +1,13 @@
 """schema: what the API server would say of an object under strict decoding: Kubernetes' own OpenAPI
-document and KEDA's CRDs, with every field refused that they do not name."""
+document and the CRDs of KEDA and prometheus-operator, with every field refused that they do not name."""
 import copy
+import glob
 import json
 
 import jsonschema
 import yaml
 
 from manifests import CACHE
-
-KEDA = ("scaledjobs", "scaledobjects", "triggerauthentications")
 
 
 def strict(node):
@@ -46,8 +45,8 @@ class Schemas:
     def __init__(self):
         self.kinds, self.definitions = kubernetes()
         self.made = {}
-        for name in KEDA:
-            crd = yaml.safe_load(open(f"{CACHE}/keda.sh_{name}.yaml"))["spec"]
+        for path in glob.glob(f"{CACHE}/*.yaml"):
+            crd = yaml.safe_load(open(path))["spec"]
             for version in crd["versions"]:
                 body = strict(copy.deepcopy(version["schema"]["openAPIV3Schema"]))
                 body["properties"]["metadata"] = {

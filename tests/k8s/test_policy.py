@@ -5,6 +5,7 @@ import os
 import pytest
 
 import manifests
+import monitoring
 import policy
 
 WORLDS = {name: manifests.world(name) for name in manifests.WORLDS}
@@ -77,6 +78,7 @@ KEDA_POD = "spec.jobTargetRef.template.spec."
 JK, JR, KK, KR = "jobs kafka", "jobs redis", "keda kafka", "keda redis"
 KP = "keda predicted"
 WARM, OBJECT, DEPLOYMENT = "keda warm pool", "ScaledObject/tranche-worker", "Deployment/tranche-worker"
+MONITOR = "PodMonitor/tranche-worker"
 TRIGGER = "spec.triggers.0.metadata."
 
 # (rule, world, object, field, value): the rule must have something to say of each.
@@ -209,6 +211,19 @@ FIXTURES = [
     ("probes_ask_the_worker", JK, DRAIN, BOX + "livenessProbe.httpGet.path", "/readyz"),
     ("probes_ask_the_worker", JK, DRAIN, BOX + "startupProbe", GONE),
     ("probes_ask_the_worker", JK, "NetworkPolicy/tranche-metrics", "spec.ingress.0.from", []),
+    ("monitor_finds_the_workers", KK, MONITOR, "spec.podMetricsEndpoints.0.port", "metrics"),
+    ("monitor_finds_the_workers", KK, MONITOR, "spec.podMetricsEndpoints.0.path", "/metric"),
+    ("monitor_finds_the_workers", KK, MONITOR, "spec.selector.matchLabels.app~kubernetes~io/component", "pod"),
+    ("monitor_finds_the_workers", KK, MONITOR, "spec.selector.matchLabels.app~kubernetes~io/component", GONE),
+    ("keda_rules_name_our_trigger", KK, SCALED, TRIGGER + "lagThreshold", "5000"),
+    ("keda_rules_name_our_trigger", WARM, OBJECT, "metadata.name", "tranche-pool"),
+    ("keda_rules_name_our_trigger", KR, *conf("group = tranche", "group = other")),
+    ("monitoring_is_selected", KK, MONITOR, "metadata.labels.release", "prometheus"),
+    ("monitoring_is_selected", KK, "PrometheusRule/tranche-keda", "metadata.labels.release", GONE),
+    ("monitoring_is_selected", KK, "ConfigMap/tranche-dashboard", "metadata.labels", {}),
+    ("alerts_can_be_read", KK, "PrometheusRule/tranche", "spec.groups.1.rules.0.labels.severity", "loud"),
+    ("alerts_can_be_read", KK, "PrometheusRule/tranche", "spec.groups.1.rules.1.annotations.summary", GONE),
+    ("alerts_can_be_read", KK, "PrometheusRule/tranche", "spec.groups.1.rules.1.alert", "TrancheRowsStop"),
     ("references_exist", JK, INIT, POD + "volumes.0.configMap.name", "settings"),
     ("references_exist", JK, INIT, POD + "volumes.1.secret.secretName", "elsewhere"),
     ("references_exist", JK, DRAIN, POD + "volumes.3.persistentVolumeClaim.claimName", "weights"),

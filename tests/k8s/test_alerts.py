@@ -1,0 +1,196 @@
+"""The rules under promtool: each recorded series and each alert, firing and silent, minute by minute."""
+import json
+import re
+import subprocess
+
+import pytest
+
+import manifests
+import monitoring
+
+PROMETHEUS = subprocess.run([f"{manifests.ROOT}/tools/prometheus.sh"], stdout=subprocess.PIPE,
+                            check=True).stdout.decode().strip()
+OBJECTS = manifests.render("monitoring/keda")
+RULES = monitoring.rules_of(OBJECTS)
+POD = 'namespace="t",pod="a"'
+KEDA = 'namespace="keda",exported_namespace="t",scaledObject="tranche-worker",type="scaledjob"'
+READ = f'keda_scaler_metrics_value{{{KEDA},scaler="kafka"}}'
+SOURCE = f'tranche_source_info{{{POD},kind="kafka",queue="prompts",group="tranche"}}'
+
+
+def own(name, labels=""):
+    return f"tranche_{name}{{{POD}{labels and ','}{labels}}}"
+
+
+# An hour of a pod whose GPU works 57 s of each minute; two jobs of a hundred wait for their COMMIT.
+WELL = {
+    own("rows_total", 'status="ok"'): "0+60x60",
+    own("engine_device_seconds_total"): "0+57x60",
+    own("engines"): "1x60",
+    own("prepare_threads"): "4x60",
+    own("stage_seconds_sum", 'stage="prepare"'): "0+12x60",
+    own("stage_seconds_sum", 'stage="render"'): "0+6x60",
+    own("stage_seconds_sum", 'stage="sink"'): "0+120x60",
+    own("outstanding_messages"): "100x60",
+    own("waiting_jobs"): "36x60",
+    own("source_lag_messages"): "90000-60x60",
+    own("source_retained_messages"): "5000+60x60",
+    SOURCE: "1x60",
+    own("sink_state", 'state="well"'): "1x60",
+    own("sink_state", 'state="away"'): "0x60",
+    own("sink_state", 'state="away_full"'): "0x60",
+    own("spool_bytes"): "0x60",
+    own("spool_limit_bytes"): "1000x60",
+    own("dead_letters_total"): "0x60",
+    READ: "90000-60x60",
+    f'keda_scaler_detail_errors_total{{{KEDA}}}': "0x60",
+}
+IDLE = {own("engine_device_seconds_total"): "0+6x60"}
+REDIS = {SOURCE: None, SOURCE.replace("kafka", "redis"): "1x60",
+         SOURCE.replace("kafka", "redis").replace('pod="a"', 'pod="b"'): "1x60",
+         own("source_pending_messages"): "200x60", own("source_pending_messages").replace('"a"', '"b"'): "200x60",
+         own("source_lag_messages").replace('"a"', '"b"'): "90000-60x60"}
+
+
+def promtool(folder, tests):
+    """{name: what it says}: "SUCCESS" or what differs. A file each, one start for all."""
+    (folder / "rules.json").write_text(json.dumps(monitoring.groups_of(OBJECTS)))
+    for i, (_, test) in enumerate(tests):
+        (folder / f"{i}.json").write_text(json.dumps(
+            {"rule_files": [f"{folder}/rules.json"], "evaluation_interval": "1m", "tests": [test]}))
+    done = subprocess.run([f"{PROMETHEUS}/promtool", "test", "rules",
+                           *(f"{folder}/{i}.json" for i in range(len(tests)))],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = re.split(r"^Unit Testing: .*\n", done.stdout.decode(), flags=re.M)[1:]
+    assert len(said) == len(tests)
+    return {name: text.strip() for (name, _), text in zip(tests, said)}
+
+
+def case(name, series, **wanted):
+    return name, {"interval": "1m", **wanted, "input_series": [
+        {"series": s, "values": v} for s, v in {**WELL, **series}.items() if v is not None]}
+
+
+def holds(name, series, expression, samples, minute=30):
+    return case(name, series, promql_expr_test=[{
+        "expr": expression, "eval_time": f"{minute}m",
+        "exp_samples": [{"labels": s, "value": v} for s, v in samples.items()]}])
+
+
+CASES = [
+    # name, what differs from WELL, minute, alerts that fire then
+    ("well", {}, 50, set()),
+    ("no row, with work", {own("rows_total", 'status="ok"'): "0+60x10 600x50"}, 45, {"TrancheRowsStop"}),
+    ("no row for a quarter", {own("rows_total", 'status="ok"'): "0+60x10 600x50"}, 30, set()),
+    ("no row, no work", {own("rows_total", 'status="ok"'): "0+60x10 600x50", own("outstanding_messages"): "0x60",
+                         own("source_lag_messages"): "0x60", READ: "0x60"}, 45, set()),
+    ("one pod of two has rows", {own("rows_total", 'status="ok"'): "0x60",
+                                 'tranche_rows_total{namespace="t",pod="b",status="failed"}': "0+1x60"}, 45, set()),
+    ("a dead letter", {own("dead_letters_total"): "0x20 1x40"}, 30, {"TrancheDeadLetters"}),
+    ("one long ago", {own("dead_letters_total"): "0x20 1x40"}, 50, set()),
+    ("away", {own("sink_state", 'state="well"'): "1x20 0x40", own("sink_state", 'state="away"'): "0x20 1x40"}, 30,
+     {"TrancheSinkDown"}),
+    ("away for moments", {own("sink_state", 'state="away"'): "0x20 1x3 0x37"}, 24, set()),
+    ("away and full", {own("sink_state", 'state="away_full"'): "0x20 1x40"}, 30, {"TrancheSinkDown"}),
+    ("spool fills", {own("spool_bytes"): "0+20x60"}, 40, {"TrancheSpoolFilling"}),
+    ("spool half full", {own("spool_bytes"): "0+20x60"}, 30, set()),
+    ("no spool", {own("spool_limit_bytes"): "0x60"}, 30, set()),
+    ("idle with a backlog", IDLE, 35, {"TrancheGpuIdle"}),
+    ("idle, jobs wait", {**IDLE, own("source_lag_messages"): "100x60", READ: "100x60"}, 35, {"TrancheGpuIdle"}),
+    ("idle with nothing left", {**IDLE, own("source_lag_messages"): "100x60", READ: "100x60",
+                                own("waiting_jobs"): "0x60"}, 35, set()),
+    ("idle, the rest is another's", {**IDLE, **REDIS, own("source_lag_messages"): "200x60", READ: "200x60",
+                                     own("waiting_jobs"): "0x60",
+                                     own("source_lag_messages").replace('"a"', '"b"'): "200x60"}, 35, set()),
+    ("retention comes near", {own("source_retained_messages"): "5000-20x60"}, 50, {"TrancheRetentionNears"}),
+    ("retention is slow", {own("source_retained_messages"): "50000-20x60"}, 50, set()),
+    ("a log that lost nothing", {own("source_retained_messages"): "0x60"}, 50, set()),
+    ("KEDA sees nothing", {READ: "0x60"}, 35, {"TrancheKedaDisagrees"}),
+    ("KEDA sees what is done", {READ: "24x60", own("source_lag_messages"): "0x60", own("waiting_jobs"): "0x60"}, 35,
+     {"TrancheKedaDisagrees"}),
+    ("both see nothing", {READ: "0x60", own("source_lag_messages"): "0x60", own("waiting_jobs"): "0x60"}, 35, set()),
+    ("KEDA sees half", {READ: "45000-30x60"}, 35, {"TrancheKedaDisagrees"}),
+    ("KEDA is a poll behind", {READ: "95000-60x60"}, 35, set()),
+    ("KEDA cuts off", {READ: "480000x60", own("source_lag_messages"): "900000-60x60"}, 35, set()),
+    ("KEDA sees twice", {READ: "480000x60", own("source_lag_messages"): "240000-60x60"}, 35, {"TrancheKedaDisagrees"}),
+    ("honorLabels", {READ: None, READ.replace('namespace="keda",exported_', ""): "0x60"}, 35, {"TrancheKedaDisagrees"}),
+    ("queued and in flight", {**REDIS, READ: "89800-60x60", READ.replace('"kafka"', '"inflight"'): "200x60",
+                              READ.replace('"kafka"', '"composite-metric"'): "90000-60x60"}, 35, set()),
+    ("in flight alone", {**REDIS, READ: "200x60"}, 35, {"TrancheKedaDisagrees"}),
+    ("another object", {READ.replace("-worker", "-other"): "0x60"}, 35, set()),
+    ("KEDA fails", {f'keda_scaler_detail_errors_total{{{KEDA}}}': "0+2x60"}, 35, {"TrancheKedaErrors"}),
+    ("KEDA failed once", {f'keda_scaler_detail_errors_total{{{KEDA}}}': "0x10 1x50"}, 35, set()),
+    ("KEDA is not scraped", {READ: None}, 35, {"TrancheKedaUnseen"}),
+]
+
+
+def test_every_alert_fires_somewhere():
+    assert set.union(*(c[3] for c in CASES)) == {r["alert"] for r in RULES if "alert" in r}
+
+
+STAGES = ["engine", "sink", "prepare", "source"]
+STAGE_CASES = [
+    ("as it should be", {}, "engine"),
+    ("busy, the rest too", {own("stage_seconds_sum", 'stage="prepare"'): "0+240x60"}, "engine"),
+    ("slow commits", {**IDLE, own("stage_seconds_sum", 'stage="sink"'): "0+5000x60"}, "sink"),
+    ("no database", {**IDLE, own("stage_seconds_sum", 'stage="sink"'): "0x60",
+                     own("sink_state", 'state="away"'): "1x60"}, "sink"),
+    ("long prompts", {**IDLE, own("stage_seconds_sum", 'stage="prepare"'): "0+180x60"}, "prepare"),
+    ("answers with many alternatives", {**IDLE, own("stage_seconds_sum", 'stage="render"'): "0+180x60"}, "prepare"),
+    ("slow or empty queue", IDLE, "source"),
+    ("nothing in hand", {**IDLE, own("outstanding_messages"): "0x60"}, "source"),
+]
+SECOND = {s.replace('pod="a"', 'pod="b"'): "1000x60" if "lag" in s else v for s, v in WELL.items()
+          if "lag_messages" in s or "source_info" in s}
+
+
+def lag(kind):
+    return f'tranche:group_lag_messages{{namespace="t",kind="{kind}",queue="prompts",group="tranche"}}'
+
+
+# These alerts fire and no other; without its difference each case is WELL, where none does. One
+# stage of the four holds a pod up, whatever the counts are. Redis tells each pod the whole group's
+# lag, Kafka its own partitions'.
+HOLD = [holds(name, series, 'count by (alertname) (ALERTS{alertstate="firing"})',
+              {f'{{alertname="{a}"}}': 1 for a in fire}, minute) for name, series, minute, fire in CASES] + \
+       [holds(name, series, "tranche:bottleneck",
+              {f'tranche:bottleneck{{{POD},stage="{s}"}}': int(s == stage) for s in STAGES})
+        for name, series, stage in STAGE_CASES] + \
+       [holds("redis counts a group once", REDIS, "tranche:group_lag_messages", {lag("redis"): 90000 - 30 * 60}),
+        holds("kafka adds up pods", SECOND, "tranche:group_lag_messages", {lag("kafka"): 90000 - 30 * 60 + 1000})]
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """promtool starts once for all of them."""
+    return promtool(tmp_path_factory.mktemp("promtool"), HOLD)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in HOLD], ids=lambda n: n.replace(" ", "-"))
+def test_rules(name, said):
+    assert said[name] == "SUCCESS"
+
+
+def test_a_case_can_fail(tmp_path):
+    said = promtool(tmp_path, [holds("x", {}, "vector(1)", {"{}": 2}, 1), holds("y", {}, "vector(1)", {"{}": 1}, 1)])
+    assert said["x"].startswith("FAILED") and said["y"] == "SUCCESS"
+
+
+@pytest.mark.parametrize("series, alert, words", [
+    (IDLE, "TrancheGpuIdle", ["t/a: the GPU computes 10% of the time", "Held up by: source (docs"]),
+    ({READ: "24x60"}, "TrancheKedaDisagrees", ["KEDA reads a lag of 24,", "The workers: 882"]),
+])
+def test_what_an_alert_says(series, alert, words, tmp_path):
+    """promtool shows what it got where it wanted something else."""
+    said = promtool(tmp_path, [case("", series, alert_rule_test=[{
+        "alertname": alert, "eval_time": "30m", "exp_alerts": [{"exp_labels": {"no": "such"}}]}])])[""]
+    said = re.sub(r"\s+", " ", said)
+    for w in words:
+        assert w in said, said
+
+
+def test_promtool_takes_the_rules(tmp_path):
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps(monitoring.groups_of(OBJECTS)))
+    subprocess.run([f"{PROMETHEUS}/promtool", "check", "rules", "--lint-fatal", str(rules)], check=True,
+                   stdout=subprocess.DEVNULL)
