@@ -16,6 +16,8 @@ WORLDS = {
     "keda kueue": ["jobs/init", "keda/overlays/kueue"],
     "keda runtime class": ["jobs/init", "keda/overlays/nvidia-runtimeclass"],
     "keda predicted": ["jobs/init", "keda/overlays/predicted-work"],
+    "keda two gpus": ["jobs/init", "keda/overlays/two-gpus"],
+    "keda node models": ["jobs/init", "keda/overlays/node-models"],
     "keda nfs": ["jobs/init", "keda/overlays/nfs-model-cache"],
     "jobs kafka": ["common/kafka", "jobs/init", "jobs/drain", "jobs/backfill", "jobs/cron", "monitoring/base"],
     "jobs redis": ["common/redis", "jobs/init", "jobs/drain", "jobs/cron"],

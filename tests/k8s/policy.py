@@ -99,6 +99,10 @@ def worker_has_a_gpu(objects):
         limit = have.get("limits", {}).get("nvidia.com/gpu")
         if not limit or have.get("requests", {}).get("nvidia.com/gpu") != limit:
             yield f"{name}: limit and request of nvidia.com/gpu are not one number"
+        flags = [a.split("=", 1)[1] for a in c["args"] if a.startswith("--device=")]
+        device = (flags or [settings(objects).get("device", "auto")])[-1]
+        if sorted(device.split(",")) != [f"cuda:{i}" for i in range(int(limit or 0))]:
+            yield f"{name}: {limit} GPUs, device {device}"
         if not any(t.get("key") == "nvidia.com/gpu" for t in template["spec"].get("tolerations", [])):
             yield f"{name}: no toleration of nvidia.com/gpu"
         if have.get("requests", {}).get("memory") != have.get("limits", {}).get("memory"):
@@ -167,7 +171,7 @@ def grace_covers_a_park(objects):
     grace = amount(settings(objects).get("grace", "30s"))
     for name, template, _ in workers(objects):
         have = template["spec"].get("terminationGracePeriodSeconds", 30)
-        if have < grace + 10:
+        if have < grace + 20:
             yield f"{name}: terminationGracePeriodSeconds {have}, grace {grace} s"
 
 
@@ -352,7 +356,8 @@ def claims_fit_their_volumes(objects):
             claim = {"namespace": o["metadata"].get("namespace"), "name": o["metadata"]["name"]}
             if volume.get("claimRef") != claim or volume.get("accessModes") != ["ReadOnlyMany"] or \
                     o["spec"]["accessModes"] != ["ReadOnlyMany"] or o["spec"].get("storageClassName") != "" or \
-                    not volume.get("nfs", {}).get("readOnly"):
+                    not (volume.get("nfs", {}).get("readOnly")
+                         or volume.get("hostPath", {}).get("type") == "Directory"):
                 yield f"{label(o)}: claim and read-only volume do not fit: {volume}"
 
 

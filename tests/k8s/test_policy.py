@@ -1,8 +1,10 @@
 """The rules of policy.py hold for every world; each rule is broken once and says so."""
 import copy
 import os
+import re
 
 import pytest
+import yaml
 
 import manifests
 import monitoring
@@ -24,6 +26,49 @@ def test_components_do_what_they_say():
     assert pods["ScaledJob/tranche-worker"]["spec"]["runtimeClassName"] == "nvidia"
     assert "runtimeClassName" not in pods["Job/tranche-init"]["spec"]
     assert not any(o["kind"] == "ScaledJob" for o in WORLDS["keda warm pool"])
+    pod = dict(manifests.templates(WORLDS[K2]))["ScaledJob/tranche-worker"]["spec"]
+    assert pod["nodeSelector"] == {"nvidia.com/gpu.compute.major": "9"} and pod["affinity"]["nodeAffinity"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    pod = dict(manifests.templates(WORLDS[KN]))["ScaledJob/tranche-worker"]["spec"]
+    assert pod["nodeSelector"] == {"tranche-models": "ready"}
+
+
+@pytest.mark.parametrize("component", ["hopper-nodes", "node-models", "two-gpus"])
+def test_components_reach_every_worker(component, tmp_path):
+    """ScaledJob, Jobs, CronJob and Deployment; never what is no worker."""
+    k8s = os.path.relpath(f"{manifests.ROOT}/k8s", tmp_path)
+    folders = ["jobs/drain", "jobs/backfill", "jobs/cron", "jobs/init", "keda/base"]
+    seen = {}
+    for i, names in enumerate((folders, ["keda/overlays/warm-pool"])):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        (folder / "kustomization.yaml").write_text(
+            "namespace: tranche\nresources:\n" + "".join(f"- ../{k8s}/{name}\n" for name in names) +
+            f"components:\n- ../{k8s}/components/{component}\n")
+        seen |= dict(manifests.templates(manifests.render_folder(folder)))
+    changed = {name for name, t in seen.items() if t["spec"].keys() & {"nodeSelector", "affinity"}}
+    assert changed == {name for name, t in seen.items() if t["spec"]["containers"][0]["name"] == "worker"}
+    assert len(changed) == 5 and len(seen) == 7
+
+
+def test_docs_and_manifests_say_one_thing():
+    """Probes of docs/operations.md, the grace of docs/stopping.md: as the pods have them."""
+    def page(name):
+        with open(f"{manifests.ROOT}/docs/{name}", encoding="utf-8") as f:
+            return f.read()
+
+    text = next(t for t in page("operations.md").split("```yaml\n") if t.startswith("startupProbe")).split("```")[0]
+    told = yaml.safe_load(text.replace("9464", "http"))
+    for name in (JK, KK, WARM):
+        for who, template in manifests.templates(WORLDS[name]):
+            for c in template["spec"]["containers"]:
+                if c["name"] == "worker":
+                    assert {k: v for k, v in c.items() if k.endswith("Probe")} == told, who
+    below = int(re.search(r"(\d+) s below `?terminationGracePeriodSeconds", page("stopping.md"))[1])
+    grace = policy.amount(manifests.settings(WORLDS[KK])["grace"])
+    for who, template in manifests.templates(WORLDS[KK]):
+        if "worker" in who:
+            assert template["spec"]["terminationGracePeriodSeconds"] - grace == below
 
 
 def test_components_fit_jobs(tmp_path):
@@ -76,7 +121,7 @@ POD = "spec.template.spec."
 BOX = POD + "containers.0."
 KEDA_POD = "spec.jobTargetRef.template.spec."
 JK, JR, KK, KR = "jobs kafka", "jobs redis", "keda kafka", "keda redis"
-KP = "keda predicted"
+KP, K2, KN = "keda predicted", "keda two gpus", "keda node models"
 WARM, OBJECT, DEPLOYMENT = "keda warm pool", "ScaledObject/tranche-worker", "Deployment/tranche-worker"
 MONITOR = "PodMonitor/tranche-worker"
 TRIGGER = "spec.triggers.0.metadata."
@@ -162,7 +207,12 @@ FIXTURES = [
      {"app.kubernetes.io/name": "tranche"}),
     ("claims_fit_their_volumes", "keda nfs", "PersistentVolume/tranche-models", "spec.nfs.readOnly", GONE),
     ("claims_fit_their_volumes", "keda nfs", "PersistentVolume/tranche-models", "spec.claimRef.namespace", "default"),
+    ("claims_fit_their_volumes", KN, "PersistentVolume/tranche-models", "spec.hostPath.type", "DirectoryOrCreate"),
     ("claims_fit_their_volumes", "keda nfs", "PersistentVolumeClaim/tranche-models", "spec.storageClassName", GONE),
+    ("worker_has_a_gpu", K2, SCALED, KEDA_POD + "containers.0.args.2", "--device=cuda:0"),
+    ("worker_has_a_gpu", JK, *conf("device = cuda:0", "device = cuda:0,cuda:1")),
+    ("worker_has_a_gpu", JK, *conf("device = cuda:0", "device = auto")),
+    ("grace_covers_a_park", JK, *conf("grace = 280s", "grace = 285s")),
     ("kueue_sees_every_job", JK, DRAIN, "metadata.labels.kueue~x-k8s~io/queue-name", "tranche"),
     ("kueue_sees_every_job", JK, CRON, "metadata.labels.kueue~x-k8s~io/queue-name", "tranche"),
     ("trigger_fields_exist", KK, SCALED, "spec.triggers.0.type", "kafkas"),
