@@ -31,7 +31,7 @@ enum {
     BLOCK_TABLE_DELTAS_PER_ROW = 2,
     TILE_ROWS = 128,       /* packed rows of one tile of the attention tile kernel */
     DECODE_WARPS = 4,      /* of a CTA of the decode kernel, two CTAs a multiprocessor */
-    PARTIALS_MAX = 16384,  /* states of prefixes and of cut rows; rows beyond stay whole */
+    PARTIALS_MAX = 65536,  /* states of prefixes and of cut rows; rows beyond stay whole */
     HISTORY_IDS = 1 << 17, /* that one step uploads at most, if no sequence is longer */
     SAMPLE_IDS_MAX = 1200, /* banned + biased ids of one row */
 };

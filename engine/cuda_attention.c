@@ -7,6 +7,8 @@
 
 enum {
     SPAN_COST = 64,   /* keys that a span's start costs a warp, about */
+    CUT_WORTH = 32,   /* keys a warp must gain for states of splits to pay */
+    MERGE_COST = 64,  /* keys that a launch of the merge costs a warp, about */
     SHARE_SPLITS = 2, /* the shortest prefix worth a group */
     SHARE_ROWS = 3,   /* and the fewest rows */
     SHARE_FROM = 256, /* rows x splits that a step must share to pay for the states */
@@ -59,6 +61,11 @@ void cuda_attention_close(struct cuda_backend *b)
     mem_free(l->loads);
 }
 
+static int32_t splits_of(int32_t keys)
+{
+    return (keys + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT;
+}
+
 /* A sequence with one row decodes; one with more prefills. */
 static bool decodes(const struct kv_rows *rows, int32_t r)
 {
@@ -71,8 +78,7 @@ static bool decodes(const struct kv_rows *rows, int32_t r)
 static void tile_add(struct attention_lists *l, int4 place, int4 keys)
 {
     CHECK(l->n_tiles < l->tiles_cap);
-    const int32_t splits =
-        (keys.x + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT - (place.z >> 8); /* >= 1 */
+    const int32_t splits = splits_of(keys.x) - (place.z >> 8); /* >= 1 */
     l->tiles[l->n_tiles++] = (struct attention_tile){place, keys, splits + 1, 0};
 }
 
@@ -259,47 +265,52 @@ static void list_shared(struct cuda_backend *b, const struct kv_rows *rows, stru
 
 /* ---- spans ---- */
 
-/* Blocks of all decode rows in order, dealt to the warps as runs of neighbours: a warp takes them
- * until the next one would go beyond the capacity. */
+/* The splits of all decode rows in order, dealt to the warps as runs of neighbours: a warp takes
+ * them until the next would go beyond the capacity. Rows are cut at multiples of `unit` splits. */
 struct deal {
-    int64_t capacity, load;
-    int32_t worker;
+    int64_t capacity, load, most; /* most: the load of the fullest warp */
+    int32_t worker, unit;
+    bool cut; /* a row */
 };
 
-static int64_t block_cost(int32_t keys, int32_t from_split, int32_t block)
+/* The end of the span of splits that begins at `at`, in whoever has room for its first. */
+static int32_t deal_span(struct deal *d, int32_t keys, int32_t at)
 {
-    const int32_t begin = TR_MAX(from_split * ATTENTION_SPLIT, block * ATTENTION_BLOCK);
-    return TR_MIN(keys, (block + 1) * ATTENTION_BLOCK) - begin;
-}
-
-static void deal_block(struct deal *d, int64_t cost, bool begins)
-{
-    const int64_t more = cost + (begins ? SPAN_COST : 0);
-    if (d->load > 0 && d->load + more > d->capacity) {
+    const int32_t splits = splits_of(keys), begin = at * ATTENTION_SPLIT;
+    const int32_t least = TR_MIN((at / d->unit + 1) * d->unit, splits);
+    const int64_t cost = TR_MIN(keys, least * ATTENTION_SPLIT) - begin + SPAN_COST;
+    if (d->load > 0 && d->load + cost > d->capacity) {
         d->worker++;
-        d->load = cost + SPAN_COST;
-    } else {
-        d->load += more;
+        d->load = 0;
     }
+    const int64_t room = TR_MAX(d->capacity - d->load - SPAN_COST, 0) + begin;
+    int32_t end = splits;
+    if (keys > room)
+        end = TR_MAX((int32_t)(room / ATTENTION_SPLIT) / d->unit * d->unit, least);
+    d->load += TR_MIN(keys, end * ATTENTION_SPLIT) - begin + SPAN_COST;
+    d->most = TR_MAX(d->most, d->load);
+    d->cut = d->cut || end < splits;
+    return end;
 }
 
-static int32_t workers_needed(const struct cuda_backend *b, const struct kv_rows *rows,
-                              int64_t capacity)
+static struct deal deal_all(const struct cuda_backend *b, const struct kv_rows *rows,
+                            int64_t capacity, int32_t unit)
 {
-    struct deal d = {capacity, 0, 0};
+    struct deal d = {.capacity = capacity, .unit = unit};
     for (int32_t r = 0; r < rows->n; r++) {
         if (!decodes(rows, r))
             continue;
-        const int32_t keys = rows->position[r] + 1, from = b->lists.shared[r].splits;
+        const int32_t keys = rows->position[r] + 1;
         for (int32_t head = 0; head < b->opts.n_kv_heads; head++)
-            for (int32_t k = from / SPLITS_A_BLOCK, n = 0; k * ATTENTION_BLOCK < keys; k++, n++)
-                deal_block(&d, block_cost(keys, from, k), n == 0);
+            for (int32_t at = b->lists.shared[r].splits; at < splits_of(keys);)
+                at = deal_span(&d, keys, at);
     }
-    return d.worker + 1;
+    return d;
 }
 
-/* The least capacity, about, with which the workers do: then they end together. */
-static int64_t capacity_of(const struct cuda_backend *b, const struct kv_rows *rows)
+/* With the least capacity, about, with which the workers do: then they end together. */
+static struct deal deal_least(const struct cuda_backend *b, const struct kv_rows *rows,
+                              int32_t unit)
 {
     const int32_t workers = cuda_decode_workers(b), heads = b->opts.n_kv_heads;
     int64_t cost = 0;
@@ -307,17 +318,43 @@ static int64_t capacity_of(const struct cuda_backend *b, const struct kv_rows *r
         if (decodes(rows, r))
             cost += (int64_t)heads * (rows->position[r] + 1 + SPAN_COST -
                                       b->lists.shared[r].splits * ATTENTION_SPLIT);
-    int64_t low = cost / workers, high = low + ATTENTION_BLOCK + SPAN_COST;
-    while (workers_needed(b, rows, high) > workers)
-        low = high, high += ATTENTION_BLOCK;
+    int64_t low = cost / workers, high = low + unit * ATTENTION_SPLIT + SPAN_COST;
+    struct deal best = deal_all(b, rows, high, unit);
+    while (best.worker >= workers) {
+        low = high, high += ATTENTION_SPLIT;
+        best = deal_all(b, rows, high, unit);
+    }
     while (high - low > 8) {
         const int64_t middle = (low + high) / 2;
-        if (workers_needed(b, rows, middle) <= workers)
-            high = middle;
+        const struct deal d = deal_all(b, rows, middle, unit);
+        if (d.worker < workers)
+            high = middle, best = d;
         else
             low = middle;
     }
-    return high;
+    return best;
+}
+
+/* Cuts between blocks, which cost one state each, or between any two splits, where that is worth
+ * its states and, when there are no others, the launch that merges them. */
+static struct deal deal_open(const struct cuda_backend *b, const struct kv_rows *rows)
+{
+    const struct deal blocks = deal_least(b, rows, SPLITS_A_BLOCK);
+    const struct deal splits = deal_least(b, rows, 1);
+    const int64_t worth = blocks.cut ? CUT_WORTH : CUT_WORTH + MERGE_COST;
+    const struct deal *d = blocks.most - splits.most < worth ? &blocks : &splits;
+    return (struct deal){.capacity = d->capacity, .unit = d->unit};
+}
+
+/* States that a span of a cut row leaves: see struct attention_cuda. */
+static int32_t states_of(int32_t begin, int32_t end, bool first)
+{
+    if (first)
+        return (end >= SPLITS_A_BLOCK) + (end % SPLITS_A_BLOCK != 0);
+    const int32_t block = (begin + SPLITS_A_BLOCK - 1) / SPLITS_A_BLOCK * SPLITS_A_BLOCK;
+    if (end <= block)
+        return end - begin;
+    return block - begin + (end - block + SPLITS_A_BLOCK - 1) / SPLITS_A_BLOCK;
 }
 
 static void span_add(struct cuda_backend *b, struct step_block *h, int32_t worker, int4 place,
@@ -334,38 +371,36 @@ static void span_add(struct cuda_backend *b, struct step_block *h, int32_t worke
 static void list_row(struct cuda_backend *b, const struct kv_rows *rows, struct step_block *h,
                      struct deal *d, int32_t r, int32_t head)
 {
-    const struct shared_prefix *p = &b->lists.shared[r];
-    const int32_t keys = rows->position[r] + 1, n0 = b->n_spans, first = p->splits / SPLITS_A_BLOCK;
-    const int32_t blocks = (keys + ATTENTION_BLOCK - 1) / ATTENTION_BLOCK;
-    const int32_t splits = (keys + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT;
-    const bool may_cut = b->lists.n_partials + blocks <= PARTIALS_MAX;
+    struct attention_lists *l = &b->lists;
+    const struct shared_prefix *p = &l->shared[r];
+    const int32_t keys = rows->position[r] + 1, splits = splits_of(keys), n0 = b->n_spans;
+    const bool may_cut = l->n_partials + splits - p->splits + 2 <= PARTIALS_MAX;
     const int32_t prefix = p->splits > 0 ? p->partial + head * p->blocks : -1;
-    int32_t at = -1;
-    for (int32_t k = first; k < blocks; k++) {
-        deal_block(d, block_cost(keys, p->splits, k), k == first);
-        const int32_t worker = TR_MIN(d->worker, cuda_decode_workers(b) - 1);
-        if (k == first || (may_cut && worker != at)) {
-            span_add(b, h, worker,
-                     INT4(r, head, k == first ? p->splits : k * SPLITS_A_BLOCK, splits),
-                     INT4(keys, rows->slot[r], -1, k == first ? prefix : -2));
-            at = worker;
+    int32_t n_states = 0;
+    for (int32_t at = p->splits; at < splits;) {
+        const int32_t begin = at;
+        at = deal_span(d, keys, at);
+        const bool first = b->n_spans == n0;
+        if (!first && !may_cut) {
+            h->decode[2 * n0].w = at;
+            continue;
         }
-        h->decode[2 * (b->n_spans - 1)].w = TR_MIN((k + 1) * SPLITS_A_BLOCK, splits);
+        span_add(b, h, TR_MIN(d->worker, cuda_decode_workers(b) - 1), INT4(r, head, begin, at),
+                 INT4(keys, rows->slot[r], l->n_partials + n_states, first ? prefix : -2));
+        n_states += states_of(begin, at, first);
     }
-    if (b->n_spans - n0 == 1)
+    if (b->n_spans - n0 == 1) {
+        h->decode[2 * n0 + 1].z = -1;
         return;
-    const int32_t begun = (h->decode[2 * n0].w + SPLITS_A_BLOCK - 1) / SPLITS_A_BLOCK;
-    for (int32_t i = n0; i < b->n_spans; i++)
-        h->decode[2 * i + 1].z =
-            b->lists.n_partials + (i == n0 ? 0 : 1 + h->decode[2 * i].z / SPLITS_A_BLOCK - begun);
-    h->merges[b->n_merges++] = INT4(r, head, b->lists.n_partials, 1 + blocks - begun);
-    b->lists.n_partials += 1 + blocks - begun;
+    }
+    h->merges[b->n_merges++] = INT4(r, head, l->n_partials, n_states);
+    l->n_partials += n_states;
 }
 
 static void list_decode(struct cuda_backend *b, const struct kv_rows *rows, struct step_block *h)
 {
     const int32_t workers = cuda_decode_workers(b);
-    struct deal d = {capacity_of(b, rows), 0, 0};
+    struct deal d = deal_open(b, rows);
     memset(h->decode_starts, 0, ((size_t)workers + 1) * sizeof *h->decode_starts);
     for (int32_t r = 0; r < rows->n; r++)
         for (int32_t head = 0; head < b->opts.n_kv_heads && decodes(rows, r); head++)

@@ -7,8 +7,8 @@
 #include "engine/model.h"
 
 enum {
-    CUDA_SLOTS = 1408,
-    CUDA_STEP_TOKENS = 2816, /* one wave of the GEMM tiles on 132 SMs; >= 2,048 rows feed them */
+    CUDA_SLOTS = 2816,
+    CUDA_STEP_TOKENS = 5632, /* two waves of the narrow GEMMs' tiles on 132 SMs */
     CUDA_MODEL_LEN = 32768,  /* what a request may take unless more is asked for */
     MARGIN_PERCENT = 6,      /* of the free memory, left alone */
 };

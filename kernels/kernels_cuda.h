@@ -25,9 +25,11 @@ extern "C" {
  * Decode: worker w of 4 * grid walks spans decode_starts[w] .. [w + 1]; a span is two int4, (row,
  * kv head, first split of 128 keys, last + 1) and (keys of the row, slot, partial or -1 when the
  * span is the whole row, prefix: first of the partials that hold the blocks before the first split,
- * -1: none, -2: the span is not the row's first). A cut row's first span leaves one merged partial,
- * later spans one a block of 512 keys, at consecutive places; merges[n_merges] = (row, kv head,
- * first partial, partials).
+ * -1: none, -2: the span is not the row's first). A cut row's states stand at consecutive places
+ * in the order of its keys, each marked when it begins a block of 512 keys: of the first span its
+ * whole blocks merged, if it has any, and the block it begins; of later spans each split of a block
+ * that an earlier one began, then one state a block. merges[n_merges] = (row, kv head, first
+ * partial, partials).
  * Tiles: CTA c walks tiles tile_starts[c] .. [c + 1]; a tile is two int4, (first row, first packed
  * row, rows | first split << 8, kv head) and (keys, slot, -1, -) for at most 128 packed rows of one
  * sequence, written to out; or, for the shared prefix of many, (first of tile_rows, 0, as before,

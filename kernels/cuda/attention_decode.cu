@@ -4,9 +4,8 @@
  * running state in registers. The query heads of a group are the eight columns of the tensor-core
  * tile, keys (then head dims) its sixteen rows: S^T = K Q^T and O^T = V^T P^T, so no row of the
  * tile is padding. The sums have the order of attention_tile: its bits. A row that shares a prefix
- * goes on from the states that attention_tile left of the prefix's blocks. A row whose blocks are
- * cut over several pairs meets through fp32 partials in a second kernel: the first span's merged
- * state, then each later block's, left to right.
+ * goes on from the states that attention_tile left of the prefix's blocks. A row that is cut over
+ * several pairs meets through fp32 partials in attention_merge, in the order of the keys.
  *
  * Ladder and what was lost: SPEED.md. */
 #include "attention.cuh"
@@ -338,7 +337,8 @@ DEVICE void row_write(const state<DH> &st, const struct attention_cuda &a, const
         }
 }
 
-template <int DH> DEVICE void partial_write(const state<DH> &st, float *partial)
+/* `begins`: a block of keys, rather than going on with the one of the partial before. */
+template <int DH> DEVICE void partial_write(const state<DH> &st, float *partial, bool begins)
 {
     const int g = (threadIdx.x & 31) >> 2, h = (threadIdx.x & 3) * 2;
 #pragma unroll
@@ -352,6 +352,7 @@ template <int DH> DEVICE void partial_write(const state<DH> &st, float *partial)
         if (g == 0) {
             to[DH] = st.m[r];
             to[DH + 1] = st.l[r];
+            to[DH + 2] = begins ? 1.f : 0.f;
         }
     }
 }
@@ -395,6 +396,13 @@ template <int DH> struct row_state {
         has_total = has_total || has_block;
         has_block = false;
     }
+    METHOD void block_write(const struct attention_cuda &a, int partial, bool begins)
+    {
+        if (!has_block)
+            block.clear();
+        partial_write<DH>(block, partial_at<DH>(a, partial), begins);
+        has_block = false;
+    }
     /* The blocks before the span's first split: whole ones, and the one that is begun. */
     METHOD void begin(const struct attention_cuda &a, const span &s, int group)
     {
@@ -420,6 +428,9 @@ DEVICE void span_run(const struct attention_cuda &a, const span &s, ring<DH> &ti
     uint32_t q[DH / 16][2];
     row_state<DH> row;
     int partial = s.partial;
+    /* A later span's splits of a block that an earlier one began stay apart: merges go left to
+     * right. */
+    const int apart = s.first() ? 0 : (s.split + BLOCK_SPLITS - 1) / BLOCK_SPLITS * BLOCK_SPLITS;
     load_queries<DH>(q, a, s, group);
     row.begin(a, s, group);
 #pragma unroll 1
@@ -430,19 +441,25 @@ DEVICE void span_run(const struct attention_cuda &a, const span &s, ring<DH> &ti
             split_decode<DH>(one, q, tiles, p, a.scale_log2);
             row.add(one, a.scale_log2);
         }
-        if (split % BLOCK_SPLITS != BLOCK_SPLITS - 1 && split + 1 != s.end)
-            continue;
-        row.close_block(a.scale_log2);
-        if (!s.first()) {
-            partial_write<DH>(row.total, partial_at<DH>(a, partial++));
-            row.total.clear();
-            row.has_total = false;
+        const bool ends = split % BLOCK_SPLITS == BLOCK_SPLITS - 1;
+        if (s.first()) {
+            if (ends)
+                row.close_block(a.scale_log2);
+        } else if (ends || split < apart || split + 1 == s.end) {
+            row.block_write(a, partial++, split >= apart);
         }
     }
-    if (s.first() && partial < 0)
+    if (!s.first())
+        return;
+    if (partial < 0) {
+        row.close_block(a.scale_log2);
         row_write<DH>(row.total, a, s, group);
-    else if (s.first())
-        partial_write<DH>(row.total, partial_at<DH>(a, partial));
+        return;
+    }
+    if (s.end >= BLOCK_SPLITS)
+        partial_write<DH>(row.total, partial_at<DH>(a, partial++), true);
+    if (s.end % BLOCK_SPLITS != 0)
+        row.block_write(a, partial, true);
 }
 
 template <int DH>

@@ -103,6 +103,8 @@ PASS int sorted_draw(int n)
     return block_best(b).id;
 }
 
+static constexpr float DRAW_BELOW = 0.75f;
+
 /* After a scan, drawn from the whole row where there is neither min_p nor top_k. own: what the scan
  * returned. */
 PASS int row_choose(const float *x, int v, float own)
@@ -129,9 +131,12 @@ PASS int row_choose(const float *x, int v, float own)
         last = {x[drawn.id], drawn.id - 1}; /* what stands ahead of it */
         if (last.value > sh.draw.hint && sh.row.above < 0.9999f * want)
             break;
-        if (row_weight(x, v, last) < want)
+        /* The weight alone takes less than a draw, but two passes where it is likely enough. */
+        if (top_p >= DRAW_BELOW && row_weight(x, v, last) < want)
             break;
         row_draw(x, v, last);
+        if (sh.row.total < want)
+            break;
         drawn = sh.row.drawn;
     }
     return drawn.id;

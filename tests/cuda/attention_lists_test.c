@@ -143,16 +143,28 @@ static void check_span(struct rig *r, const int4 place, const int4 keys)
     EXPECT(keys.w != -1 || place.z == 0, "row %d begins at split %d", place.x, place.z);
     if (keys.z < 0)
         return;
-    /* One state of a first span, one a block of a later one. */
-    const int32_t n = keys.w >= -1 ? 1 : (place.w - place.z + 3) / 4;
-    for (int32_t k = 0; k < n; k++)
-        own(r, keys.z + k, place.x);
+    /* A first span leaves its whole blocks and the one it begins; a later one each split of a block
+     * that was begun before it, then one state a block. */
+    int32_t at = keys.z;
+    if (keys.w >= -1) {
+        if (place.w >= 4)
+            own(r, at++, place.x);
+        if (place.w % 4 > 0)
+            own(r, at, place.x);
+        return;
+    }
+    for (int32_t split = place.z; split < place.w; split++)
+        if (split / 4 * 4 < place.z || split % 4 == 0)
+            own(r, at++, place.x);
 }
 
 static void check_merges(struct rig *r)
 {
     for (int32_t i = 0; i < r->b.n_merges; i++) {
         const int4 m = r->h.merges[i];
+        EXPECT(m.w > 1 && (m.z + m.w == PARTIALS_MAX || r->owner[m.z + m.w] != m.x + 1 ||
+                           r->h.merges[i + 1].z == m.z + m.w),
+               "row %d merges %d", m.x, m.w);
         for (int32_t k = 0; k < m.w; k++)
             EXPECT(r->owner[m.z + k] == m.x + 1, "row %d merges partial %d of row %d", m.x, m.z + k,
                    r->owner[m.z + k] - 1);

@@ -192,7 +192,7 @@ static void rope_row(double copy)
     cudaFree(qkv), cudaFree(kv), cudaFree(cos_sin), cudaFree(ints);
 }
 
-/* usage: kernels_cuda_bench [attention | elementwise] */
+/* usage: kernels_cuda_bench [attention | elementwise | one SLOTS CTX CHUNK SHARED_PAGES] */
 int main(int argc, char **argv)
 {
     for (size_t i = 0; i < TR_COUNT(noise); i++)
@@ -200,12 +200,16 @@ int main(int argc, char **argv)
     const double copy = copy_rate();
     printf("%s: copy %.2f TB/s\n", backend_cuda_device_name(0), copy);
     static const int rows[][4] = {
-        {1408, 192, 1, 0},  {1877, 1024, 1, 0}, {1100, 1450, 1, 0}, {64, 8192, 1, 0},
-        {8, 32768, 1, 0},   {1, 32768, 1, 0},   {1099, 1132, 1, 0}, {1099, 1132, 1, 15},
-        {32, 1132, 1, 15},  {32, 8192, 1, 120}, {11, 128, 128, 0},  {22, 128, 128, 0},
-        {5, 512, 512, 0},   {1, 4096, 1024, 0}, {17, 1100, 100, 0}, {17, 1100, 100, 15},
-        {32, 4096, 512, 0},
+        {1408, 192, 1, 0},   {1877, 1024, 1, 0},  {1100, 1450, 1, 0},  {64, 8192, 1, 0},
+        {8, 32768, 1, 0},    {1, 32768, 1, 0},    {16, 1446, 1, 0},    {1099, 1132, 1, 0},
+        {1099, 1132, 1, 15}, {2198, 1132, 1, 15}, {32, 1132, 1, 15},   {32, 8192, 1, 120},
+        {11, 128, 128, 0},   {22, 128, 128, 0},   {5, 512, 512, 0},    {1, 4096, 1024, 0},
+        {17, 1100, 100, 0},  {17, 1100, 100, 15}, {34, 1100, 100, 15}, {32, 4096, 512, 0},
     };
+    if (argc == 6) {
+        attention_row(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]), atoi(argv[5]), copy);
+        return 0;
+    }
     const bool attention = argc < 2 || strcmp(argv[1], "elementwise") != 0;
     for (size_t i = 0; attention && i < TR_COUNT(rows); i++)
         attention_row(rows[i][0], rows[i][1], rows[i][2], rows[i][3], copy);

@@ -11,7 +11,7 @@
 #include "worker/bench/bench_folder.h"
 #include "worker/bench/bench_json.h"
 
-enum { ROWS = 2816, LOGITS = 1408, MODEL_LEN = 8832, METER_SLOTS = 1900, METER_LEN = 32768 };
+enum { ROWS = 5632, LOGITS = 1408, MODEL_LEN = 8832, METER_SLOTS = 2880, METER_LEN = 32768 };
 enum { METER_PAGES = 33000, SHARED_PAGES = 15, ALONE_TOKENS = 512 };
 
 struct gpu_bench {
@@ -108,7 +108,7 @@ static int measure_ceilings(struct gpu_bench *g, struct err *err)
 
 static int measure_products(struct gpu_bench *g, struct cuda_meter *m, struct err *err)
 {
-    static const int64_t rows[] = {16, 64, 256, 704, 1408, ROWS};
+    static const int64_t rows[] = {16, 64, 256, 704, 1408, 2816, ROWS};
     for (size_t i = 0; i < TR_COUNT(rows); i++) {
         struct cuda_product p[CUDA_PRODUCTS];
         int rc = cuda_meter_products(m, rows[i], p, err);
@@ -162,7 +162,7 @@ static double tokens_a_second(const struct roofline *r, const char *name)
 static int sweep_slots(struct gpu_bench *g, struct cuda_meter *m, struct err *err)
 {
     static const char *const names[] = {"W1", "W2", "W3"};
-    static const int32_t full[] = {1408, 1408, 1099}, slots[] = {1, 4, 16, 64, 256, 704, 0};
+    static const int32_t full[] = {2816, 1408, 2198}, slots[] = {1, 4, 16, 64, 256, 704, 0};
     for (size_t w = 0; w < TR_COUNT(names); w++)
         for (size_t i = 0; i < TR_COUNT(slots); i++) {
             const int32_t n = slots[i] > 0 ? slots[i] : full[w];
