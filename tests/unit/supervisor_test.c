@@ -7,7 +7,9 @@
 #include <cmocka.h>
 
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -248,6 +250,26 @@ static void a_stop_is_passed_on_and_ends_the_restarts(void **state)
     assert_int_equal(script->seen[script->n - 1].task, CHILD_RECORD);
 }
 
+/* A stop may come before the worker has its handlers: it ends by that signal, and nobody is told of
+ * a death. */
+static void a_stop_before_the_handlers_is_no_death(void **state)
+{
+    (void)state;
+    static const int how[] = {0, SIGABRT};
+    for (size_t i = 0; i < TR_COUNT(how); i++) {
+        char text[8192] = "";
+        FILE *told = tmpfile();
+        assert_non_null(told);
+        log_setup(LOG_INFO, LOG_LOGFMT, fileno(told));
+        memset(script, 0, sizeof *script);
+        assert_int_equal(stopped_by(SIGTERM, how[i]), EXIT_TERMINATED);
+        rewind(told);
+        text[fread(text, 1, sizeof text - 1, told)] = 0;
+        assert_int_equal(strstr(text, "worker_died") != NULL, how[i] != 0);
+        fclose(told);
+    }
+}
+
 /* nohup: neither the parent nor the child is to take notice. */
 static void an_ignored_hangup_stays_ignored(void **state)
 {
@@ -313,6 +335,7 @@ int main(void)
         WITH_SCRIPT(without_rows_it_gives_up_and_still_records),
         WITH_SCRIPT(a_lost_device_is_tried_again_unless_it_was_never_there),
         WITH_SCRIPT(a_stop_is_passed_on_and_ends_the_restarts),
+        WITH_SCRIPT(a_stop_before_the_handlers_is_no_death),
         WITH_SCRIPT(an_ignored_hangup_stays_ignored),
         cmocka_unit_test(wait_statuses_are_read_well),
         cmocka_unit_test(memory_files_are_read_well),

@@ -230,6 +230,12 @@ static void pause_before_next(struct supervisor *v)
         wait_signal(v, left);
 }
 
+/* A stop that came before the worker had its handlers: no death, nothing had begun. */
+static bool stopped_early(const struct supervisor *v)
+{
+    return v->stop && WIFSIGNALED(v->status) && WTERMSIG(v->status) == v->stop;
+}
+
 /* One child from start to end. True: another one is to follow. False, *child: this is the child. */
 static bool one_child(struct supervisor *v, bool *child)
 {
@@ -240,7 +246,7 @@ static bool one_child(struct supervisor *v, bool *child)
     enum death_cause cause =
         supervisor_cause(v->status, v->shared, v->killed, memory_kills() > v->starved);
     take_stock(v, cause);
-    if (!WIFEXITED(v->status) || worth_another(v)) {
+    if ((!WIFEXITED(v->status) && !stopped_early(v)) || worth_another(v)) {
         v->fruitless = atomic_load(&v->shared->rows) > 0 ? 0 : v->fruitless + 1;
         log_death(v, cause);
     }
