@@ -99,6 +99,7 @@ struct finished {
     int32_t n_cached;   /* prompt tokens taken from a shared prefix: depends on what ran before */
     int64_t device_ns;  /* this request's share of the steps it was in, split by tokens */
     int64_t started_ns; /* clock when it first got a slot (mono); 0: never */
+    int64_t first_ns;   /* clock when its first token of this engine was known (mono); 0: none */
     struct err err;     /* for FINISH_FAILED: type "bad_logits" */
 };
 /* Runs one step and reports up to cap finished requests. Returns their number (0 .. cap); finished
@@ -109,7 +110,7 @@ bool engine_idle(const struct engine *e); /* nothing waiting, running or unrepor
 
 /* Ends a request; it is reported as FINISH_CANCELLED by a later engine_step. False: tag unknown. */
 bool engine_cancel(struct engine *e, uint64_t tag);
-/* What a request has cost so far: n_cached, device_ns and started_ns of *out, the rest of it as for
+/* What a request has cost so far: n_cached, device_ns and the times of *out, the rest of it as for
  * one that has not ended. False: tag unknown, *out is zeroed. */
 bool engine_cost(struct engine *e, uint64_t tag, struct finished *out);
 /* Stops a request at once and forgets it; out->n ids with their logprobs are the whole state.

@@ -68,7 +68,7 @@ struct seq {
     bool prompt_logprobs_due; /* they are still to be computed */
     bool started;
     int32_t n_cached;
-    int64_t device_ns, started_ns;
+    int64_t device_ns, started_ns, first_ns;
     struct kv_wait wait;
     struct request req; /* sampling.max_tokens cut to the room */
     struct sequence_end end;

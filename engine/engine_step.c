@@ -295,6 +295,8 @@ static void take_sample(struct engine *e, int32_t seq, const struct sample_token
     }
     out->n = n + 1;
     e->stats.sampled++;
+    if (s->first_ns == 0)
+        s->first_ns = clock_mono_ns(e->clock);
     struct sequence_end end =
         sequence_advance(&s->st, &e->opts.rules, &s->req.sampling, out->ids, n);
     if (end.reason != FINISH_NONE)
@@ -372,6 +374,7 @@ int engine_step(struct engine *e, struct finished *out, int cap, struct err *err
                                    .n_cached = s->n_cached,
                                    .device_ns = s->device_ns,
                                    .started_ns = s->started_ns,
+                                   .first_ns = s->first_ns,
                                    .err = s->err};
         engine_forget(e, seq);
     }

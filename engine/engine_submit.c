@@ -102,7 +102,7 @@ int engine_submit(struct engine *e, const struct request *r, struct err *err)
     s->slot = s->wait.page = -1;
     s->n_pages = s->n_computed = s->n_pending = s->n_cached = 0;
     s->started = false;
-    s->device_ns = s->started_ns = 0;
+    s->device_ns = s->started_ns = s->first_ns = 0;
     s->err.code = 0;
     s->req = checked;
     int32_t *bucket = tag_bucket(e, r->tag);
@@ -150,6 +150,7 @@ bool engine_cost(struct engine *e, uint64_t tag, struct finished *out)
     out->n_cached = e->seqs[i].n_cached;
     out->device_ns = e->seqs[i].device_ns;
     out->started_ns = e->seqs[i].started_ns;
+    out->first_ns = e->seqs[i].first_ns;
     return true;
 }
 

@@ -1,5 +1,6 @@
 /* worker_metrics: what the worker's loop tells metrics.h and health.h: counts as they happen, and
  * ten times a second what others keep. */
+#include "worker/monitor/bottleneck.h"
 #include "worker/monitor/health.h"
 #include "worker/monitor/metrics.h"
 #include "worker/worker_impl.h"
@@ -19,6 +20,10 @@ void worker_metrics_row(const struct worker *w, const struct result *r)
         return;
     metric_observe(METRIC_STAGE, METRIC_STAGE_QUEUE, r->started_ns - r->queued_ns);
     metric_observe(METRIC_STAGE, METRIC_STAGE_RUN, r->finished_ns - r->started_ns);
+    if (r->first_ns == 0)
+        return;
+    metric_observe(METRIC_STAGE, METRIC_STAGE_PREFILL, r->first_ns - r->started_ns);
+    metric_observe(METRIC_STAGE, METRIC_STAGE_DECODE, r->finished_ns - r->first_ns);
 }
 
 static void note_engine(struct worker *w)
@@ -64,6 +69,20 @@ static void note_queue(struct worker *w)
     metric_set(METRIC_QUEUE_AGE, 0, oldest == INT64_MAX ? 0 : TR_MAX(now - oldest, (int64_t)0));
 }
 
+/* Adds the time since the last look to what is in the way now. */
+static void note_bottleneck(struct worker *w, int64_t since_ns)
+{
+    size_t rows = TR_MIN(w->to_commit.n + w->n_committing + w->spooled.n, w->out.n);
+    struct bottleneck_view v = {.sink_away = w->sink_state != SINK_WELL,
+                                .slots = metric_get(METRIC_SLOTS, 0),
+                                .running = metric_get(METRIC_RUNNING, 0),
+                                .jobs = (int64_t)(w->out.n - rows),
+                                .pages = metric_get(METRIC_PAGES, 0),
+                                .pages_used = metric_get(METRIC_PAGES_USED, 0),
+                                .lag = metric_get(METRIC_LAG, 0)};
+    metric_add(METRIC_BOTTLENECK, (int)bottleneck_of(&v), since_ns);
+}
+
 /* When each engine's loop last went round, as far as this loop can see it. */
 static void note_beats(struct worker *w, int64_t now)
 {
@@ -86,9 +105,11 @@ void worker_metrics_step(struct worker *w)
     health_beat(now);
     if (now - w->metrics_ns < EVERY_NS)
         return;
+    int64_t since = w->metrics_ns > 0 ? now - w->metrics_ns : 0;
     w->metrics_ns = now;
     note_engine(w);
     note_queue(w);
+    note_bottleneck(w, since);
     note_beats(w, now);
     metric_set(METRIC_DUPLICATES, DUPLICATE_PRESENT, s->present);
     metric_set(METRIC_DUPLICATES, DUPLICATE_IN_FLIGHT, s->repeated);

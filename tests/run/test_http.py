@@ -116,7 +116,7 @@ def check_sums(samples, postgres, database, again):
         postgres.ask(database, "SELECT count(*) FROM tranche.dead_letters")[0][0]
     assert sum(family(samples, "tranche_duplicates_total", "kind").values()) == again
     assert family(samples, "tranche_attempts_total", "kind")["started"] == rows["ok"]
-    for stage in "queue", "run":
+    for stage in "queue", "run", "prefill", "decode":
         assert samples["tranche_stage_seconds_count", f'stage="{stage}"'] == rows["ok"]
     assert samples["tranche_stage_seconds_count", 'stage="sink"'] == sum(rows.values())
     assert samples["tranche_outstanding_messages", ""] == 0
@@ -353,6 +353,26 @@ def test_addresses_that_are_none(tranche, address):
     assert done.returncode == 64 and "--http" in done.stderr.decode(), done.stderr
 
 
+def bottlenecks(samples):
+    return {re.search('what="([^"]*)"', labels)[1]: value for (n, labels), value in samples.items()
+            if n == "tranche_bottleneck_seconds_total" and value}
+
+
+def test_what_is_in_the_way(start):
+    """Full slots are the engine's time, an empty input nobody's; together they are all of it."""
+    worker = start("--sim-step", "20ms", "--batch", "b", "-", stdin=subprocess.PIPE)
+    wait_until(worker.ready, 60)
+    wait_until(lambda: bottlenecks(worker.metrics()).get("idle", 0) > 0.3, 60)
+    worker.send(*[{"id": f"j{i}", "prompt": f"hello {i}", "max_tokens": 64} for i in range(64)])
+    wait_until(lambda: worker.metrics()["tranche_rows_inserted_total", ""] == 64, 120)
+    samples = worker.metrics()
+    found, run = bottlenecks(samples), samples["tranche_stage_seconds_sum", 'stage="run"']
+    assert found["engine"] > 0.3 and found.keys() <= {"idle", "source", "prepare", "engine"}, found
+    parts = sum(samples["tranche_stage_seconds_sum", f'stage="{s}"'] for s in ("prefill", "decode"))
+    assert abs(parts - run) < 1e-3 * run and parts > 0
+    assert 0 < sum(found.values()) < time.time() - samples["tranche_start_time_seconds", ""]
+
+
 def test_the_table_of_metrics(start, root):
     """docs/operations.md names every family as the program does."""
     worker = start("--batch", "b", "-", stdin=subprocess.PIPE)
@@ -363,6 +383,7 @@ def test_the_table_of_metrics(start, root):
     wait_until(worker.ready, 60)
     for (name, text) in parse(worker.ask("/metrics")[1])[0]:
         labels[re.sub("_(bucket|sum|count)$", "", name)] |= set(re.findall(r'([a-z_]+)="', text)) - {"le"}
+    labels |= {name: {"device"} for name in families if name.startswith("tranche_gpu_")}
     wanted = [f"| `{name}` | {kind} | {', '.join(sorted(labels[name]))} | {words} |"
               for name, (kind, words) in families.items()]
     wanted = [line.replace("|  |", "| |") for line in wanted]

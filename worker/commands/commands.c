@@ -12,6 +12,7 @@
 #include "generated/version.h"
 #include "kernels/kernels.h"
 #include "worker/commands/export.h"
+#include "worker/monitor/gpu_watch.h"
 #include "worker/monitor/health.h"
 #include "worker/monitor/http.h"
 #include "worker/monitor/metrics.h"
@@ -99,7 +100,9 @@ static int serve_child(void *ctx, struct supervised *self, enum child_task task)
     metric_set(METRIC_PENDING, 0, METRIC_UNKNOWN);
     if (task == CHILD_WORK && s->http >= 0 && http_open(&http, s->http, &err) < 0)
         return command_failed(s->config, &err);
+    struct gpu_watch *gpus = http ? gpu_watch_open() : NULL;
     int code = s->main((void *)(uintptr_t)s->config, self, task);
+    gpu_watch_close(gpus);
     http_close(http);
     return code;
 }

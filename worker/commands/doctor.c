@@ -81,6 +81,7 @@ static void look_here(struct doctor *d)
 {
     struct err err = {0};
     doctor_cpu(d);
+    doctor_gpu(d);
     if (model_opts_from_config(&d->opts, d->config, &err) < 0)
         doctor_report(d, VERDICT_FAULT, "options", "see `tranche doctor --help`", "%s", err.msg);
     if (d->opts.dir)

@@ -31,6 +31,7 @@ int64_t disk_free(const char *dir); /* bytes for this user; -1: no such folder *
 int cpus_allowed(double *quota);
 
 void doctor_cpu(struct doctor *d);
+void doctor_gpu(struct doctor *d);    /* driver, cards, topology */
 void doctor_limits(struct doctor *d); /* control group, spool, grace */
 void doctor_database(struct doctor *d);
 bool doctor_postgres(struct doctor *d); /* false: --db names no server */

@@ -336,7 +336,7 @@ static void take_first_choice(struct job *job, struct result *r, const struct pa
 /* Counts, times and the failure of a choice. */
 static void take_numbers(const struct job *job, struct result *r, const struct result_context *ctx)
 {
-    int64_t started = INT64_MAX, device = 0;
+    int64_t started = INT64_MAX, first = INT64_MAX, device = 0;
     for (int32_t i = 0; i < job->n_choices; i++) {
         const struct job_choice *c = &job->choices[i];
         const struct finished *f = &c->finished;
@@ -348,6 +348,10 @@ static void take_numbers(const struct job *job, struct result *r, const struct r
             started = TR_MIN(started, c->before.started_ns);
         else if (f->started_ns > 0)
             started = TR_MIN(started, f->started_ns + ctx->mono_to_wall_ns);
+        if (c->before.started_ns > 0)
+            first = 0;
+        else if (f->first_ns > 0)
+            first = TR_MIN(first, f->first_ns + ctx->mono_to_wall_ns);
         if (f->end.reason == FINISH_FAILED && r->status == RESULT_OK) {
             r->status = job->err.code == E_JOB ? RESULT_INVALID : RESULT_FAILED;
             r->error_code = f->err.type[0] ? str_of(f->err.type) : STR("engine");
@@ -365,6 +369,7 @@ static void take_numbers(const struct job *job, struct result *r, const struct r
     r->device_seconds = (double)device / 1e9;
     r->started_ns = started == INT64_MAX ? 0 : started;
     r->finished_ns = job->finished_ns;
+    r->first_ns = first == INT64_MAX ? 0 : first;
     if (r->status != RESULT_CANCELLED && r->status != RESULT_EXPIRED)
         r->finish_reason = str_of(finish_reason_name(job->choices[0].finished.end.reason));
 }

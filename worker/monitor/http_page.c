@@ -2,6 +2,7 @@
 #include "worker/monitor/http_page.h"
 
 #include "engine/log.h"
+#include "worker/monitor/bottleneck.h"
 #include "worker/monitor/health.h"
 #include "worker/monitor/metrics.h"
 #include "worker/sink/sink.h"
@@ -114,6 +115,30 @@ static void put_work(struct text *out, const struct page_rates *r)
     text_f(out, "</table>\n");
 }
 
+/* What the time went to, and the cards where a driver tells of them. */
+static void put_machine(struct text *out)
+{
+    static const char *const names[] = {"idle",     "source", "prepare",
+                                        "KV pages", "engine", "database"};
+    int64_t all = sum(METRIC_BOTTLENECK, BOTTLENECKS);
+    text_f(out, "<h2>What was in the way</h2>\n<table>\n");
+    for (int i = 0; i < BOTTLENECKS; i++)
+        if (metric_get(METRIC_BOTTLENECK, i))
+            row(out, names[i], "%.1f %%",
+                100 * (double)metric_get(METRIC_BOTTLENECK, i) / (double)all);
+    for (int i = 0; i < METRIC_LABELS_MAX; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "GPU %d", i);
+        if (metric_get(METRIC_GPU_MEMORY, i) > 0)
+            row(out, name, "%.1f of %.1f GiB, busy %.0f %%, %lld degrees",
+                (double)metric_get(METRIC_GPU_MEMORY_USED, i) / 1073741824,
+                (double)metric_get(METRIC_GPU_MEMORY, i) / 1073741824,
+                (double)TR_MAX(metric_get(METRIC_GPU_BUSY, i), (int64_t)0) / 1e4,
+                (long long)TR_MAX(metric_get(METRIC_GPU_CELSIUS, i), (int64_t)0));
+    }
+    text_f(out, "</table>\n");
+}
+
 static void put_event(void *ctx, struct str line)
 {
     text_html(ctx, line);
@@ -133,12 +158,13 @@ void page_render(struct text *out, const struct page_rates *r, int64_t now_ns, i
                 "pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px}\n"
                 ".well,.ill{font-size:1.4em;font-weight:bold;color:#060}.ill{color:#a00}\n"
                 "@media(prefers-color-scheme:dark){body{background:#111;color:#eee}"
-                "th{color:#aaa}.well{color:#6d6}.ill{color:#f77}}\n"
+                "th{color:#aaa}a{color:#9cf}.well{color:#6d6}.ill{color:#f77}}\n"
                 "</style></head><body>\n<h1>tranche worker</h1>\n");
     put_state(out, now_ns);
     double up = (double)(wall_ns - metric_get(METRIC_START_TIME, 0)) / 1e9;
     text_f(out, "<p>This process has run for %.0f s; its counts begin with it.</p>\n", up);
     put_work(out, r);
+    put_machine(out);
     text_f(out, "<h2>Last warnings and errors</h2>\n<pre>");
     size_t before = out->len;
     log_recent(put_event, out);

@@ -22,6 +22,7 @@ struct family {
     const char *label;
     const char *values[METRIC_LABELS_MAX];
 };
+#define GPU .label = "device", .values = {"0", "1", "2", "3", "4", "5", "6", "7"}
 static const struct family families[METRICS] = {
     [METRIC_CLAIMED] = {.name = "tranche_messages_claimed_total",
                         .help = "Messages taken from the source.",
@@ -169,6 +170,42 @@ static const struct family families[METRICS] = {
                                .help =
                                    "1 while what lies in the directory of --job-config is refused.",
                                .type = GAUGE},
+    [METRIC_BOTTLENECK] =
+        {.name = "tranche_bottleneck_seconds_total",
+         .help = "Time in which this kept the worker from more rows; engine: its slots were full.",
+         .type = COUNTER,
+         .per_unit = NS,
+         .label = "what",
+         .values = {"idle", "source", "prepare", "pages", "engine", "sink"}},
+    [METRIC_GPU_MEMORY] = {.name = "tranche_gpu_memory_bytes",
+                           .help =
+                               "Memory of a card that this process sees, by the driver's index.",
+                           .type = GAUGE,
+                           GPU},
+    [METRIC_GPU_MEMORY_USED] = {.name = "tranche_gpu_memory_used_bytes",
+                                .help = "Of it in use, by whomever.",
+                                .type = GAUGE,
+                                GPU},
+    [METRIC_GPU_BUSY] = {.name = "tranche_gpu_utilization_ratio",
+                         .help = "Share of the last moments in which a kernel ran.",
+                         .type = GAUGE,
+                         .per_unit = 1000000,
+                         GPU},
+    [METRIC_GPU_CONTROLLER] = {.name = "tranche_gpu_memory_controller_ratio",
+                               .help = "Share of the last moments in which memory was read or "
+                                       "written.",
+                               .type = GAUGE,
+                               .per_unit = 1000000,
+                               GPU},
+    [METRIC_GPU_CELSIUS] = {.name = "tranche_gpu_temperature_celsius",
+                            .help = "Temperature of the chip.",
+                            .type = GAUGE,
+                            GPU},
+    [METRIC_GPU_FOREIGN] = {.name = "tranche_gpu_foreign_processes",
+                            .help = "Processes on the card that are not this one; none where the "
+                                    "driver's ids are of another namespace.",
+                            .type = GAUGE,
+                            GPU},
     [METRIC_START_TIME] = {.name = "tranche_start_time_seconds",
                            .help = "When this process began, Unix time.",
                            .type = GAUGE,
@@ -176,11 +213,12 @@ static const struct family families[METRICS] = {
     [METRIC_STAGE] =
         {.name = "tranche_stage_seconds",
          .help = "Time of a job in a stage: queue, its message's time to its first step; run, "
-                 "to its last; sink, from there to its COMMIT or spool.",
+                 "to its last, of which prefill goes to its first token and decode from there; "
+                 "sink, from its last step to its COMMIT or spool.",
          .type = HISTOGRAM,
          .per_unit = NS,
          .label = "stage",
-         .values = {"queue", "prepare", "run", "render", "sink"}},
+         .values = {"queue", "prepare", "run", "render", "prefill", "decode", "sink"}},
 };
 
 static atomic_llong values[METRICS][METRIC_LABELS_MAX];

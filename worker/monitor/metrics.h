@@ -51,6 +51,13 @@ enum metric {
     METRIC_READY,
     METRIC_CONFIG_RELOADS, /* label: enum metric_config */
     METRIC_CONFIG_REFUSED,
+    METRIC_BOTTLENECK, /* label: enum bottleneck */
+    METRIC_GPU_MEMORY, /* label of these: NVML's index; METRIC_UNKNOWN without such a card */
+    METRIC_GPU_MEMORY_USED,
+    METRIC_GPU_BUSY,
+    METRIC_GPU_CONTROLLER,
+    METRIC_GPU_CELSIUS,
+    METRIC_GPU_FOREIGN,
     METRIC_START_TIME,
     METRIC_STAGE, /* the first histogram; label: enum metric_stage */
     METRICS
@@ -64,9 +71,11 @@ enum metric_stage {
     METRIC_STAGE_PREPARE,
     METRIC_STAGE_RUN, /* from the first step to the last */
     METRIC_STAGE_RENDER,
-    METRIC_STAGE_SINK /* from the last step to the COMMIT, or to the spool */
+    METRIC_STAGE_PREFILL, /* from the first step to the first token; not of resumed sequences */
+    METRIC_STAGE_DECODE,  /* from there to the last step */
+    METRIC_STAGE_SINK     /* from the last step to the COMMIT, or to the spool */
 };
-enum { METRIC_LABELS_MAX = 6 };
+enum { METRIC_LABELS_MAX = 8 };
 #define METRIC_UNKNOWN INT64_MIN /* of a gauge: no sample is written */
 
 /* `label` is an index into the family's own label values; 0 where it has none. */

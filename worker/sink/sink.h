@@ -46,6 +46,7 @@ struct result {
     struct str worker;
     double device_seconds;
     int64_t queued_ns, started_ns, finished_ns; /* wall clock; started 0: NULL */
+    int64_t first_ns; /* first token (wall); 0: none, or it was begun elsewhere. In no column */
 };
 
 struct dead_letter {
