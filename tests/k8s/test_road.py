@@ -1,0 +1,59 @@
+"""Step 1 of docs/kubernetes.md's road, run as it stands there on a copy of k8s/; and every folder and
+command that the page names is there."""
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+import manifests
+import policy
+from schema import Schemas
+
+with open(f"{manifests.ROOT}/docs/kubernetes.md", encoding="utf-8") as f:
+    PAGE = f.read()
+STEP = PAGE.split("**1. Your addresses")[1].split("```sh\n")[1].split("```")[0]
+SAID = re.search(r"for Redis the same with `(\S+)` for `(\S+)`, `(\S+)` for `(\S+)` and (\S+) for (\S+)\.", PAGE)
+
+
+def renamed(text, queue):
+    if queue == "redis":
+        for new, old in zip(SAID.groups()[::2], SAID.groups()[1::2]):
+            text = text.replace(old, new)
+    return text
+
+
+@pytest.mark.parametrize("queue", ["kafka", "redis"])
+def test_step_one(queue, tmp_path):
+    shutil.copytree(f"{manifests.ROOT}/k8s", tmp_path / "k8s")
+    done = subprocess.run(["bash", "-euc", renamed(STEP, queue)], cwd=tmp_path, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          env={"PATH": f"{manifests.CACHE}:{os.environ['PATH']}"}, check=True)
+    shown = done.stdout.decode()
+    assert "image: images.example.org/tranche:0.1.0" in shown and "db.example.org/llm" in shown
+    objects = [o for folder in ("jobs/init", f"keda/overlays/{queue}")
+               for o in manifests.render_folder(tmp_path / "k8s" / folder)]
+    assert policy.broken(objects) == {}
+    schemas = Schemas()
+    assert [e for o in objects for e in schemas.errors(o)] == []
+    images = {c["image"] for _, t in manifests.templates(objects) for c in t["spec"]["containers"]}
+    assert images == {"images.example.org/tranche:0.1.0"}
+    text = str(objects)
+    assert ".svc" not in text and f"{queue}.example.org:{'9093' if queue == 'kafka' else '6379'}" in text
+    migrate = next(t for n, t in manifests.templates(objects) if n == "Job/tranche-migrate")
+    assert any("@db.example.org/llm?" in a for a in migrate["spec"]["containers"][0]["args"])
+
+
+def test_folders_of_the_page_are_there():
+    for folder in re.findall(r"(?<!tests/)\bk8s/[\w./-]+", PAGE):
+        assert os.path.exists(f"{manifests.ROOT}/{folder.rstrip('.')}"), folder
+    overlays = re.findall(r"^\| `([\w-]+)` \| ", PAGE.split("overlays/...`")[1].split("\n\n")[0], re.M)
+    there = os.listdir(f"{manifests.ROOT}/k8s/keda/overlays")
+    assert sorted(overlays + ["kafka"]) == sorted(there)
+
+
+def test_secrets_of_step_three_are_those_of_the_table():
+    loop = re.search(r"^for name in (tranche-db .*); do", PAGE, re.M)[1].split()
+    table = re.findall(r"^\| Secret `([\w-]+)` \| [^|]* \| (.*) \|", PAGE, re.M)
+    assert loop == [name for name, why in table if not why.startswith("only for")]
