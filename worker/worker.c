@@ -44,8 +44,7 @@ void worker_call_sink(struct worker *w, struct sink_call *c, enum sink_call_kind
     queue_push(w->calls, &item, 1);
 }
 
-/* No result: it becomes a dead letter in the next transaction. */
-static void kill_conflict(struct worker *w, struct job *job)
+void worker_conflict(struct worker *w, struct job *job)
 {
     while (job) {
         struct job *same = job->same;
@@ -89,7 +88,7 @@ static void admit(struct worker *w, struct job *job)
         twin->same = job;
         w->summary->repeated++;
     } else {
-        kill_conflict(w, job);
+        worker_conflict(w, job);
     }
 }
 
@@ -104,7 +103,7 @@ static void after_lookup(struct worker *w, struct job *job, const struct lookup 
         worker_present(w, job);
     } else if (l->state == LOOKUP_CONFLICT) {
         outstanding_leave_key(&w->out, job);
-        kill_conflict(w, job);
+        worker_conflict(w, job);
     } else if (l->state == LOOKUP_CANCELLED) {
         worker_refuse(w, job, RESULT_CANCELLED, "cancelled", "a cancellation was asked for");
     } else if (suspect_convicted(l->attempts, l->deaths) && !atomic_load(&job->cut) &&
@@ -236,6 +235,8 @@ static void on_sink(struct worker *w, struct sink_call *c)
         after_count(w);
     } else if (c->kind == SINK_COMMIT && c->rc == SINK_SPOOLED) {
         worker_after_spool(w);
+    } else if (c->kind == SINK_COMMIT && c->rc == SINK_CONFLICT) {
+        worker_after_conflict(w);
     } else if (c->kind == SINK_COMMIT) {
         worker_after_commit(w);
     } else if (c->kind == SINK_PROGRESS) {

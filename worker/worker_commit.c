@@ -141,7 +141,9 @@ void worker_fill_commit(struct worker *w)
                                        .n_dead_letters = dead,
                                        .lost_ranges = w->sent_gaps,
                                        .n_lost_ranges = w->n_gaps,
+                                       .conflicts = w->conflicts,
                                        .now_ns = clock_wall_ns(w->opts.clock)};
+    memset(w->conflicts, 0, results * sizeof *w->conflicts);
     memcpy(w->sent_gaps, w->gaps, w->n_gaps * sizeof *w->gaps);
     w->n_gaps = 0;
 }
@@ -159,6 +161,35 @@ void worker_send_commit(struct worker *w)
         w->flush = FLUSH_SENT;
     FAILPOINT("s7.before_begin");
     worker_call_sink(w, &w->commit, SINK_COMMIT);
+}
+
+/* Two workers had one id with two requests in flight: the row is the other one's. What was sent is
+ * as before the commit, so that its watermark passes these jobs with their letters. */
+void worker_after_conflict(struct worker *w)
+{
+    size_t n = w->n_committing, result = 0, gaps = w->commit.commit.n_lost_ranges;
+    int64_t now = clock_mono_ns(w->opts.clock);
+    w->n_committing = 0;
+    for (size_t i = 0; i < n; i++) {
+        struct job *job = w->committing[i];
+        bool conflict = job->result && w->conflicts[result];
+        result += job->result != NULL;
+        if (conflict) {
+            outstanding_leave_key(&w->out, job);
+            worker_conflict(w, job);
+            continue;
+        }
+        for (struct job *twin = job; twin; twin = twin->same)
+            twin->stage = STAGE_DONE;
+        list_add(&w->to_commit, job);
+    }
+    for (struct job *job; (job = list_take(&w->passing));)
+        worker_present(w, job);
+    for (size_t i = 0; i < gaps && w->n_gaps < SOURCE_GAPS_MAX; i++)
+        w->gaps[w->n_gaps++] = w->sent_gaps[i];
+    w->oldest_ns = w->progress_ns = now - w->opts.flush_ns; /* due at once */
+    if (w->flush == FLUSH_SENT)
+        w->flush = FLUSH_ASKED;
 }
 
 void worker_tally(struct worker *w, const struct job *job)

@@ -97,6 +97,7 @@ struct worker {
     int32_t attempts[COUNT_MAX];
     struct job **committing; /* [commit_max] */
     const struct result **results;
+    bool *conflicts; /* [commit_max] of `results` */
     struct dead_letter *dead;
     size_t commit_max, n_committing;
     struct progress progress[SOURCE_PARTITIONS_MAX];
@@ -146,6 +147,10 @@ void worker_loop(struct worker *w);
 void worker_release(struct worker *w, struct job *job);
 /* The job's result (or its dead letter, where it has none) goes into the next transaction. */
 void worker_to_commit(struct worker *w, struct job *job);
+/* No result: it and its twins become dead letters, because the id belongs to another request. */
+void worker_conflict(struct worker *w, struct job *job);
+/* The commit met rows of other requests and wrote nothing: it is sent again without those jobs. */
+void worker_after_conflict(struct worker *w);
 /* The job's row is there already: its ack waits for the transaction that stores a watermark behind
  * it, so that no broker's position is ever ahead of the stored one. */
 void worker_present(struct worker *w, struct job *job);

@@ -13,8 +13,9 @@ static int open_queues(struct worker *w, struct err *err)
     w->commit_max = (size_t)w->opts.flush_rows * 2;
     w->committing = mem_alloc(w->commit_max, sizeof *w->committing);
     w->results = mem_alloc(w->commit_max, sizeof *w->results);
+    w->conflicts = mem_alloc(w->commit_max, sizeof *w->conflicts);
     w->dead = mem_alloc(w->commit_max, sizeof *w->dead);
-    if (rc == E_OK && !(w->committing && w->results && w->dead))
+    if (rc == E_OK && !(w->committing && w->results && w->conflicts && w->dead))
         rc =
             err_set(err, E_FATAL, "worker: no memory for a transaction of %zu rows", w->commit_max);
     if (rc == E_OK)
@@ -154,6 +155,7 @@ static void close_rest(struct worker *w)
         queue_close(queues[i]);
     mem_free(w->committing);
     mem_free(w->results);
+    mem_free(w->conflicts);
     mem_free(w->dead);
     mem_free(w);
 }

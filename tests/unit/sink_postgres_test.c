@@ -204,6 +204,36 @@ static void attempts_are_counted_until_the_row(void **state)
     sink_close(s);
 }
 
+/* The row that is there is another request's: nothing is written, and the caller hears of which. */
+static void another_requests_row_undoes_the_commit(void **state)
+{
+    (void)state;
+    struct sink *s = fresh();
+    struct err err = {0};
+    struct commit_counts counts;
+    struct result there = make_result("b", STR("theirs"), RESULT_OK);
+    struct result rows[3] = {make_result("c", STR("one"), RESULT_OK),
+                             make_result("b", STR("ours"), RESULT_OK), there};
+    const struct result *list[3] = {&rows[0], &rows[1], &rows[0]};
+    struct progress p = {STR("main"), STR("g"), STR("t"), 0, 77, 2};
+    bool conflicts[3] = {false};
+    commit_all(s, &there, 1, NULL, 0);
+    struct commit c = {.results = list, .n_results = 3, .progress = &p, .n_progress = 1};
+    c.conflicts = conflicts;
+    c.now_ns = now;
+    assert_int_equal(s->ops->commit(s, &c, &counts, &err), SINK_CONFLICT);
+    assert_true(!conflicts[0] && conflicts[1] && !conflicts[2]);
+    assert_int_equal(ask("SELECT count(*) FROM tranche.results"), 1);
+    assert_int_equal(ask("SELECT count(*) FROM tranche.partition_progress"), 0);
+    list[1] = &rows[2]; /* the same request again is none */
+    conflicts[1] = false;
+    if (s->ops->commit(s, &c, &counts, &err) != E_OK)
+        fail_msg("%s", err.msg);
+    assert_false(conflicts[1]);
+    assert_int_equal(ask("SELECT count(*) FROM tranche.results"), 2);
+    sink_close(s);
+}
+
 /* A worker that lost its job counts it behind the row of another, and dies. */
 static void starts_behind_a_row_are_forgotten(void **state)
 {
@@ -500,6 +530,7 @@ int main(void)
         cmocka_unit_test(attempts_are_counted_until_the_row),
         cmocka_unit_test(the_first_revision_is_kept),
         cmocka_unit_test(deaths_charge_only_who_was_alone),
+        cmocka_unit_test(another_requests_row_undoes_the_commit),
         cmocka_unit_test(starts_behind_a_row_are_forgotten),
         cmocka_unit_test(bytes_that_are_no_text),
         cmocka_unit_test(dead_letters_are_there_once),

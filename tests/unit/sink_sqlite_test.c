@@ -178,6 +178,36 @@ static void attempts_are_durable_until_the_row(void **state)
     sink_close(s);
 }
 
+/* The row that is there is another request's: nothing is written, and the caller hears of which. */
+static void another_requests_row_undoes_the_commit(void **state)
+{
+    (void)state;
+    struct sink *s = open_sink();
+    struct err err = {0};
+    struct commit_counts counts;
+    struct result there = make_result("b", "theirs", RESULT_OK);
+    struct result rows[3] = {make_result("c", "one", RESULT_OK),
+                             make_result("b", "ours", RESULT_OK), there};
+    const struct result *list[3] = {&rows[0], &rows[1], &rows[0]};
+    struct progress p = {STR("main"), STR("g"), STR("t"), 0, 77, 2};
+    bool conflicts[3] = {false};
+    commit_rows(s, &there, 1);
+    struct commit c = {.results = list, .n_results = 3, .progress = &p, .n_progress = 1};
+    c.conflicts = conflicts;
+    c.now_ns = 1769860800000000000;
+    assert_int_equal(s->ops->commit(s, &c, &counts, &err), SINK_CONFLICT);
+    assert_true(!conflicts[0] && conflicts[1] && !conflicts[2]);
+    assert_int_equal(ask("SELECT count(*) FROM results"), 1);
+    assert_int_equal(ask("SELECT count(*) FROM partition_progress"), 0);
+    list[1] = &rows[2]; /* the same request again is none */
+    conflicts[1] = false;
+    if (s->ops->commit(s, &c, &counts, &err) != E_OK)
+        fail_msg("%s", err.msg);
+    assert_false(conflicts[1]);
+    assert_int_equal(ask("SELECT count(*) FROM results"), 2);
+    sink_close(s);
+}
+
 /* A worker that lost its job counts it behind the row of another, and dies. */
 static void starts_behind_a_row_are_forgotten(void **state)
 {
@@ -448,6 +478,7 @@ int main(void)
         WITH_FILE(the_first_revision_is_kept),
         WITH_FILE(older_files_are_brought_up),
         WITH_FILE(deaths_charge_only_who_was_alone),
+        WITH_FILE(another_requests_row_undoes_the_commit),
         WITH_FILE(starts_behind_a_row_are_forgotten),
         WITH_FILE(dead_letters_and_progress_share_the_transaction),
         WITH_FILE(parked_state_comes_back_and_goes_with_the_row),

@@ -153,12 +153,30 @@ static void tiny_budget_still_ends(void **state)
     expect_all_done(50);
 }
 
+/* Looked up before the other's row was there, and run: its own result may not pass for that row. */
+static void a_row_of_another_request_makes_a_dead_letter(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = many, .n = 100};
+    rival = "j33";
+    assert_int_equal(run(&set), E_OK);
+    assert_null(rival);
+    expect_all_done(100);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE status='ok'"), 100);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE answer='theirs'"), 1);
+    assert_int_equal(ask("SELECT count(*) FROM dead_letters"), 1);
+    assert_int_equal(ask("SELECT count(*) FROM dead_letters WHERE custom_id='j33' AND "
+                         "reason='id_conflict' AND length(payload) > 0"),
+                     1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         WITH_FILE(every_job_gets_one_row_before_its_ack),
         WITH_FILE(no_ack_overtakes_the_position),
         WITH_FILE(twins_and_conflicts_in_flight),
+        WITH_FILE(a_row_of_another_request_makes_a_dead_letter),
         WITH_FILE(bad_lines_do_not_stop_the_rest),
         WITH_FILE(several_engines_do_each_job_once),
         WITH_FILE(cancelled_jobs_are_not_run),

@@ -182,7 +182,7 @@ static int halve(struct settling *g, struct commit_part *part, const struct post
                                       .now_ns = part->now_ns};
         part->n_dead_letters = 0;
         int rc = settle(g, &letters);
-        if (rc < 0)
+        if (rc != E_OK)
             return rc;
     }
     struct commit_part half[2] = {{.now_ns = part->now_ns}, {.now_ns = part->now_ns}};
@@ -194,7 +194,7 @@ static int halve(struct settling *g, struct commit_part *part, const struct post
         *(rows ? &half[i].n_rows : &half[i].n_dead_letters) = share;
         at += share;
         int rc = settle(g, &half[i]);
-        if (rc < 0)
+        if (rc != E_OK)
             return rc;
     }
     *(rows ? &part->n_rows : &part->n_dead_letters) = 0;
@@ -207,6 +207,8 @@ static int settle(struct settling *g, struct commit_part *part)
         struct postgres_failure f;
         bool bisect = false;
         int rc = postgres_commit_part(g->s, part, &f);
+        if (rc == SINK_CONFLICT)
+            return rc;
         if (rc >= 0)
             break;
         /* Counters and positions are ours: what refuses them is no row's fault. */
@@ -216,7 +218,7 @@ static int settle(struct settling *g, struct commit_part *part)
         rc = postgres_failed(g->s, "commit", &f, &bisect, g->err);
         if (rc >= 0 && bisect)
             rc = halve(g, part, &f);
-        if (rc < 0)
+        if (rc != E_OK)
             return rc;
     }
     for (size_t i = 0; i < part->n_rows; i++) {
@@ -249,6 +251,7 @@ int postgres_commit(struct sink *sink, const struct commit *c, struct commit_cou
     struct sink_postgres *s = (struct sink_postgres *)sink;
     struct settling g = {.s = s, .counts = counts, .err = err};
     *counts = (struct commit_counts){0};
+    s->conflicts = c->conflicts;
     /* One more tally than rows: for one that has to be buried under another name. */
     if (!postgres_room((void **)&s->outgoing, &s->outgoing_cap, c->n_results,
                        sizeof *s->outgoing) ||

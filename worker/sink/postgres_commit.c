@@ -238,6 +238,40 @@ static int put_results(struct sink_postgres *s, struct commit_part *part,
     return rc;
 }
 
+/* A row that was not inserted may be another request's: asked by a statement of its own, which sees
+ * what was committed while the first one waited for it. */
+static const char conflict_sql[] =
+    "SELECT k.at FROM unnest($1,$2,$3,$4,$5) AS k(run, batch_id, custom_id, h, at) WHERE k.h <> "
+    "(SELECT j.request_sha256 FROM tranche.results j WHERE j.run=k.run AND j.batch_id=k.batch_id "
+    "AND j.custom_id=k.custom_id)";
+
+static int find_conflicts(struct sink_postgres *s, struct commit_part *part,
+                          struct postgres_failure *f)
+{
+    struct postgres_arrays *a = &s->arrays;
+    PGresult *back = NULL;
+    size_t n = 0;
+    arrays_begin(a, "ttttl");
+    for (size_t i = 0; s->conflicts && i < part->n_rows; i++) {
+        const struct outgoing *o = &part->rows[i];
+        if (o->inserted)
+            continue;
+        arrays_str(a, o->result->key.run);
+        arrays_str(a, o->result->key.batch_id);
+        arrays_str(a, o->result->key.custom_id);
+        arrays_hash(a, o->result->request_sha256);
+        arrays_int(a, (int64_t)o->at);
+        n++;
+    }
+    int rc = n ? postgres_query(&s->pg, conflict_sql, a, false, &back, f) : E_OK;
+    for (int i = 0; rc >= 0 && i < PQntuples(back); i++) {
+        s->conflicts[strtoll(PQgetvalue(back, i, 0), NULL, 10)] = true;
+        rc = SINK_CONFLICT;
+    }
+    PQclear(back);
+    return rc;
+}
+
 /* ---- dead letters, batches, progress ---- */
 
 static int put_dead_letters(struct sink_postgres *s, struct commit_part *part,
@@ -391,6 +425,12 @@ int postgres_commit_part(struct sink_postgres *s, struct commit_part *part,
         part->stage = STAGE_RESULTS;
         rc = put_results(s, part, f);
         FAILPOINT("s7.after_results");
+        if (rc >= 0)
+            rc = find_conflicts(s, part, f);
+        if (rc == SINK_CONFLICT) {
+            postgres_rollback(&s->pg);
+            return rc;
+        }
     }
     if (rc >= 0 && part->n_dead_letters) {
         part->stage = STAGE_DEAD_LETTERS;

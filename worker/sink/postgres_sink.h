@@ -54,6 +54,7 @@ struct sink_postgres {
     size_t n_tallies, tallies_cap;
     struct outgoing *outgoing;
     size_t outgoing_cap;
+    bool *conflicts; /* the caller's of the commit at hand, or NULL */
     const struct dead_letter **dead_letters;
     size_t dead_letters_cap;
 };

@@ -102,8 +102,13 @@ struct commit {
     size_t n_progress;
     const struct lost_range *lost_ranges; /* a range that is on record already stays as it is */
     size_t n_lost_ranges;
-    int64_t now_ns; /* wall clock, for the columns */
+    int64_t now_ns;  /* wall clock, for the columns */
+    bool *conflicts; /* [n_results] out, see SINK_CONFLICT; NULL: not asked, the first row stays */
 };
+/* What commit returns where another worker has written, under the key of a result here, the row of
+ * another request: conflicts[i] says which. The transaction is undone; the same again without these
+ * results, and with a dead letter for each, is for the caller to send. */
+enum { SINK_CONFLICT = 2 };
 struct commit_counts {
     int64_t inserted, already; /* results; `already`: a row was there, ours was dropped */
     int64_t dead_letters;      /* new ones */

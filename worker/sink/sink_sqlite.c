@@ -345,8 +345,22 @@ static void bind_result(sqlite3_stmt *st, const struct result *r)
     CHECK(at == RESULT_COLUMNS + 1);
 }
 
+/* Whether the row that is there is another request's. */
+static int is_conflict(struct sink_sqlite *s, const struct result *r, bool *conflict,
+                       struct err *err)
+{
+    char hex[65];
+    sqlite3_stmt *st = with_key(s, S_LOOKUP, &r->key);
+    int rc = sqlite3_step(st) == SQLITE_ROW ? E_OK : sink_sqlite_error(s, "conflict", err);
+    sha256_hex(r->request_sha256, hex);
+    *conflict = rc == E_OK && strcmp((const char *)sqlite3_column_text(st, 0), hex) != 0;
+    sqlite3_reset(st);
+    return rc;
+}
+
+/* *conflict, where not NULL: what is_conflict says of a row that is there. */
 static int put_result(struct sink_sqlite *s, const struct result *r, int64_t now_ns,
-                      struct commit_counts *counts, struct err *err)
+                      struct commit_counts *counts, bool *conflict, struct err *err)
 {
     int rc = tally_of(s, &r->key, now_ns, err);
     if (rc < 0)
@@ -365,8 +379,9 @@ static int put_result(struct sink_sqlite *s, const struct result *r, int64_t now
         sum256(s->tally.outputs, r->output_sha256);
     } else {
         counts->already++;
+        rc = conflict ? is_conflict(s, r, conflict, err) : E_OK;
     }
-    if (r->attempts > 0)
+    if (rc >= 0 && r->attempts > 0)
         rc = sink_sqlite_finish(s, with_key(s, S_FORGET, &r->key), NULL, err);
     if (rc >= 0 && s->any_parked)
         rc = sink_sqlite_finish(s, with_key(s, S_FORGET_PARKED, &r->key), NULL, err);
@@ -410,8 +425,14 @@ static int sqlite_commit(struct sink *sink, const struct commit *c, struct commi
     int rc = simple(s, S_BEGIN, err);
     if (rc >= 0)
         s->any_parked = (rc = simple(s, S_ANY_PARKED, err)) > 0;
-    for (size_t i = 0; rc >= 0 && i < c->n_results; i++)
-        rc = put_result(s, c->results[i], c->now_ns, counts, err);
+    bool conflict = false;
+    for (size_t i = 0; rc >= 0 && i < c->n_results; i++) {
+        bool *ask = c->conflicts ? &c->conflicts[i] : NULL;
+        rc = put_result(s, c->results[i], c->now_ns, counts, ask, err);
+        conflict = conflict || (rc >= 0 && ask && *ask);
+    }
+    if (rc >= 0 && conflict)
+        return (rc = simple(s, S_ROLLBACK, err)) < 0 ? rc : SINK_CONFLICT;
     for (size_t i = 0; rc >= 0 && i < c->n_dead_letters; i++)
         rc = put_dead_letter(s, &c->dead_letters[i], c->now_ns, counts, err);
     if (rc >= 0)
