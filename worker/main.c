@@ -28,6 +28,8 @@ static int dispatch(const struct config *config)
         return command_prune(config);
     case COMMAND_SEEK:
         return command_seek(config);
+    case COMMAND_DIFF:
+        return command_diff(config);
     case COMMAND_AUDIT:
         return command_audit(config);
     case COMMAND_EXPORT:

@@ -15,6 +15,7 @@ int command_dlq(const struct config *config);
 int command_prune(const struct config *config);
 int command_seek(const struct config *config);
 int command_audit(const struct config *config);
+int command_diff(const struct config *config); /* exit 3: worse, by --fail-on */
 int command_export(const struct config *config);
 int command_tokenize(const struct config *config);
 int command_doctor(const struct config *config); /* exit 0 well, 1 warnings, 2 faults */

@@ -43,6 +43,7 @@ enum command {
     COMMAND_PRUNE = 16384,
     COMMAND_SEEK = 32768,
     COMMAND_AUDIT = 65536,
+    COMMAND_DIFF = 131072,
 };
 struct command_info {
     enum command id;
@@ -75,7 +76,7 @@ struct option {
 extern const struct option option_table[];
 extern const size_t option_count;
 
-enum { CONFIG_OPTIONS_MAX = 96, CONFIG_OPERANDS_MAX = 16, CONFIG_FILE_BYTES_MAX = 1 << 20 };
+enum { CONFIG_OPTIONS_MAX = 128, CONFIG_OPERANDS_MAX = 16, CONFIG_FILE_BYTES_MAX = 1 << 20 };
 enum config_origin { CONFIG_DEFAULT, CONFIG_FILE, CONFIG_ENVIRONMENT, CONFIG_COMMAND_LINE };
 
 struct config_value {

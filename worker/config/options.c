@@ -22,12 +22,14 @@ enum {
     PRUNE = COMMAND_PRUNE,
     SEEK = COMMAND_SEEK,
     AUDIT = COMMAND_AUDIT,
+    DIFF = COMMAND_DIFF,
+    ROWS = EXPORT | DIFF,              /* only read rows */
     GROUP = STATUS | SEEK | AUDIT,     /* ask about a consumer group */
     BROKER = GROUP | DLQ,              /* and these speak with a broker at all */
     CONSOLE = BROKER | CANCEL | PRUNE, /* what an operator does */
     ENGINE = WORK | DOCTOR | BENCH,
     MODEL = ENGINE | TOKENIZE,
-    ALL = MODEL | EXPORT | QUEUE | MIGRATE | CONSOLE,
+    ALL = MODEL | ROWS | QUEUE | MIGRATE | CONSOLE,
 };
 #define KIB 1024.0
 #define MIB (1024 * KIB)
@@ -105,6 +107,15 @@ const struct command_info command_table[] = {
      "version.\n"
      "Exit: 0 done, 64 options, 65 rights or schema, 69 database, 74 output.",
      0},
+    {COMMAND_DIFF, "diff", "RUN RUN", "two runs over the same jobs, row by row",
+     "Pairs rows by batch and id and counts what differs from the first run to the second: rows\n"
+     "without a partner, answers that failed, changed, grew longer or became wrong by `expected`,\n"
+     "and the other way round. --list names the jobs. The user of --db may be a member of\n"
+     "tranche_redrive.\n"
+     "Exit: 0 done, 3 something of --fail-on was found, 64 options or a run without rows, 65 "
+     "rights\n"
+     "or schema, 69 database.",
+     2},
     {COMMAND_TOKENIZE, "tokenize", "", "JSON strings on standard input to arrays of token ids",
      "Each input line is one JSON string; each output line is one JSON array of ids. --decode "
      "goes\n"
@@ -139,8 +150,8 @@ const struct option option_table[] = {
      "consumer group: workers of one group share the messages"},
     {"broker-config", QUEUE | BROKER | DOCTOR, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Queue",
      "file of `name = value` lines for the broker's client: TLS, SASL; NAME.file reads a secret"},
-    {"allow-insecure", RUN | EXPORT | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_FLAG, "false", 0,
-     0, NULL, NULL, "Queue",
+    {"allow-insecure", RUN | ROWS | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_FLAG, "false", 0, 0,
+     NULL, NULL, "Queue",
      "let jobs and rows travel unverified or in plain text to another machine"},
     {"dead-letters-to", WORKER, OPTION_TEXT, NULL, 0, 0, NULL, "URL", "Queue",
      "copy this queue's dead letters to another one, named as --source is; default: the rows are "
@@ -161,8 +172,8 @@ const struct option option_table[] = {
      "replicas of a new topic; -1: the broker's default"},
     {"from-end", INIT, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Queue",
      "a new group starts at the end of the topic, not at its first message"},
-    {"connect-timeout", RUN | EXPORT | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_DURATION, "60s",
-     0, 86400, NULL, "TIME", "Queue",
+    {"connect-timeout", RUN | ROWS | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_DURATION, "60s", 0,
+     86400, NULL, "TIME", "Queue",
      "how long the start waits for a broker or database that does not answer"},
 
     {"engine", WORK | DOCTOR, OPTION_CHOICE, "model", 0, 0, "model|sim", "NAME", "Engine",
@@ -189,15 +200,15 @@ const struct option option_table[] = {
     {"isa", ENGINE, OPTION_CHOICE, "auto", 0, 0, "auto|scalar|avx2|avx512", "NAME", "Engine",
      "vector unit; auto: the best that this CPU has"},
 
-    {"db", WORK | SUBMIT | EXPORT | DOCTOR | MIGRATE | CONSOLE, OPTION_TEXT, "tranche.db", 0, 0,
-     NULL, "FILE|URL", "Rows",
+    {"db", WORK | SUBMIT | ROWS | DOCTOR | MIGRATE | CONSOLE, OPTION_TEXT, "tranche.db", 0, 0, NULL,
+     "FILE|URL", "Rows",
      "SQLite file, made where it does not exist; or postgres://user@host/database"},
-    {"db-password-file", WORK | SUBMIT | EXPORT | DOCTOR | MIGRATE | CONSOLE, OPTION_TEXT, NULL, 0,
-     0, NULL, "FILE", "Rows", "file with the password for --db; read again at each connect"},
+    {"db-password-file", WORK | SUBMIT | ROWS | DOCTOR | MIGRATE | CONSOLE, OPTION_TEXT, NULL, 0, 0,
+     NULL, "FILE", "Rows", "file with the password for --db; read again at each connect"},
     {"run", WORK | SUBMIT | EXPORT | CONSOLE, OPTION_TEXT, "main", 0, 0, NULL, "NAME", "Rows",
      "name of the run: another model or parameter set runs beside it under its own name (status, "
      "dlq, prune: every run unless named)"},
-    {"batch", WORK | EXPORT | SUBMIT | PRUNE | AUDIT, OPTION_TEXT, NULL, 0, 0, NULL, "NAME", "Rows",
+    {"batch", WORK | ROWS | SUBMIT | PRUNE | AUDIT, OPTION_TEXT, NULL, 0, 0, NULL, "NAME", "Rows",
      "batch of jobs that name none; default: the file's name without its suffix, or the topic"},
     {"flush-rows", WORK, OPTION_INT, "512", 1, 65536, NULL, "N", "Rows",
      "rows that one transaction writes at most"},
@@ -214,11 +225,18 @@ const struct option option_table[] = {
 
     {"filter", DLQ, OPTION_TEXT, NULL, 0, 0, NULL, "NAME=VALUE,..", "Operator",
      "which dead letters: run, batch, id, reason, key; state=open|redriven|any"},
-    {"limit", DLQ | AUDIT, OPTION_INT, "100", 0, 1e9, NULL, "N", "Operator",
+    {"limit", DLQ | AUDIT | DIFF, OPTION_INT, "100", 0, 1e9, NULL, "N", "Operator",
      "list at most so many; 0: all"},
     {"cluster", DOCTOR, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Operator",
      "look at `kubectl get pods,events,pvc,resourcequota -o json` in place of this machine; \"-\": "
      "standard input"},
+    {"list", DIFF, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Operator",
+     "the jobs that differ too, in order of batch and id"},
+    {"longer-than", DIFF, OPTION_REAL, "1.5", 1, 1e6, NULL, "TIMES", "Operator",
+     "an answer with more than so many times the tokens counts as longer"},
+    {"fail-on", DIFF, OPTION_TEXT, "missing,failed,wrong", 0, 0, NULL, "NAME,..", "Operator",
+     "what makes the exit code 3: missing, extra, request, failed, mended, changed, longer, wrong, "
+     "right; none: nothing does"},
     {"ids", CANCEL, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Operator",
      "file with an id a line; \"-\": standard input"},
     {"reason", CANCEL, OPTION_TEXT, NULL, 0, 0, NULL, "TEXT", "Operator",
@@ -328,8 +346,8 @@ const struct option option_table[] = {
     {"measure", BENCH, OPTION_DURATION, "2s", 0.05, 600, NULL, "TIME", "Measuring",
      "time spent on each figure at least"},
 
-    {"json", DOCTOR | BENCH | COMMAND_VERSION | STATUS | DLQ, OPTION_FLAG, "false", 0, 0, NULL,
-     NULL, "Output", "one JSON document on standard output"},
+    {"json", DOCTOR | BENCH | COMMAND_VERSION | STATUS | DLQ | DIFF, OPTION_FLAG, "false", 0, 0,
+     NULL, NULL, "Output", "one JSON document on standard output"},
     {"markdown", COMMAND_HELP, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Output",
      "all commands and options as Markdown: docs/config.md"},
     {"config", ALL, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Output",
