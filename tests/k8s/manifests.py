@@ -13,6 +13,7 @@ WORLDS = {
     "keda kafka": ["jobs/init", "keda/overlays/kafka", "monitoring/keda"],
     "keda redis": ["jobs/init", "keda/overlays/redis", "monitoring/keda"],
     "keda warm pool": ["jobs/init", "jobs/drain", "keda/overlays/warm-pool", "monitoring/keda"],
+    "keda shrinking pool": ["jobs/init", "keda/overlays/shrinking-pool"],
     "keda kueue": ["jobs/init", "keda/overlays/kueue"],
     "keda runtime class": ["jobs/init", "keda/overlays/nvidia-runtimeclass"],
     "keda predicted": ["jobs/init", "keda/overlays/predicted-work"],

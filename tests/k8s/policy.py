@@ -302,8 +302,10 @@ def warm_pool_kills_nothing(objects):
             continue
         spec, advanced = o["spec"], o["spec"].get("advanced", {})
         behavior = advanced.get("horizontalPodAutoscalerConfig", {}).get("behavior", {})
-        if behavior.get("scaleDown", {}).get("selectPolicy") != "Disabled":
-            yield f"{label(o)}: scaleDown is not Disabled: the HPA would stop busy workers"
+        down = behavior.get("scaleDown", {})
+        # Else it stops busy workers: seldom, and such as park (grace_covers_a_park).
+        if down.get("selectPolicy") != "Disabled" and down.get("stabilizationWindowSeconds", 0) < 300:
+            yield f"{label(o)}: scaleDown is neither Disabled nor slow: the HPA would stop busy workers"
         # Null lastActiveTime skips the cooldown, hence the initial one.
         for key in ("cooldownPeriod", "initialCooldownPeriod"):
             if spec.get(key, 0) < 300:

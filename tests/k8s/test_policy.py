@@ -187,6 +187,8 @@ FIXTURES = [
     ("scaled_job_kills_nothing", KK, SCALED, "spec.maxReplicaCount", GONE),
     ("scaled_job_kills_nothing", KK, SCALED, "spec.failedJobsHistoryLimit", GONE),
     ("scaled_job_kills_nothing", KK, SCALED, "spec.pollingInterval", 5),
+    ("warm_pool_kills_nothing", "keda shrinking pool", "ScaledObject/tranche-worker",
+     "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleDown.stabilizationWindowSeconds", 60),
     ("warm_pool_kills_nothing", WARM, OBJECT, "spec.advanced.horizontalPodAutoscalerConfig", GONE),
     ("warm_pool_kills_nothing", WARM, OBJECT, "spec.initialCooldownPeriod", GONE),
     ("warm_pool_kills_nothing", WARM, OBJECT, "spec.cooldownPeriod", 30),

@@ -109,7 +109,7 @@ are made up, and nothing of it ran on a cluster.
 |---|---|---|
 | batches with nothing between | ScaledJob on lag (`k8s/keda/overlays/kafka`, `redis`) | from zero, no busy pod is stopped, all leave |
 | batches close together, or a slow start | warm pool on lag (`warm-pool`) | the model stays loaded for `cooldownPeriod` |
-| a stream that swells and ebbs, never empty | a pool that shrinks, workers that park; or a fixed number if nobody may wait | Jobs and the warm pool hold the peak until the queue is empty |
+| a stream that swells and ebbs, never empty | a pool that shrinks (`shrinking-pool`), workers that park; or a fixed number if nobody may wait | Jobs and the warm pool hold the peak until the queue is empty |
 | a steady stream | a fixed number | nothing to scale |
 | any of them | not GPU use | it is 100 % for one sequence as for {slots} |
 
@@ -125,7 +125,7 @@ are made up, and nothing of it ran on a cluster.
 
 At most ten pods everywhere; `lagThreshold` {threshold}, `pollingInterval` 30 s, `idle-exit` 2 min, `cooldownPeriod` 10 min
 as in `k8s/`. The HPA on GPU use is a usual server's: 30 s of grace, no parking. The pool that shrinks is the warm
-pool with the HPA's usual scale-down (300 s of stabilisation) in place of `selectPolicy: Disabled`.
+pool with the HPA's usual scale-down (300 s of stabilisation) in place of `selectPolicy: Disabled`: `shrinking-pool`.
 """
 
 MEASURED = """\
