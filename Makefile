@@ -4,7 +4,7 @@ BIN    = $(BUILD)/tranche
 PYTHON = /usr/bin/python3
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 run: ## install what is missing, build, run examples/jobs.jsonl on the example model
 	@tools/install.sh run
@@ -20,6 +20,14 @@ demo: ## Kafka and Redis to PostgreSQL on private servers: 4,000 prompts, two wo
 test: ## install what the tests need and run all of them (10 minutes on 2 cores)
 	@tools/install.sh test
 	@tests/drive.py all
+
+test-keda: ## KEDA's own scalers and loop on our queues and manifests (its first build takes minutes)
+	@tools/install.sh test
+	@tools/build.sh release tranche
+	@tools/keda.sh >/dev/null && tools/k8s_schemas.sh >/dev/null
+	@rm -rf build/keda/records
+	@PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -q -s -p no:cacheprovider tests/keda
+	@tests/keda/proof.py
 
 check: ## build, lint and the short unit tests (under a minute when warm)
 	@tests/drive.py check
@@ -64,4 +72,4 @@ cuda: ## build/cuda/tranche with the CUDA engine; finds or fetches a toolkit
 clean: ## remove everything that was built
 	rm -rf build
 
-.PHONY: cuda help run demo test check bench campaign scaling golden format lint fuzz clean
+.PHONY: cuda help run demo test test-keda check bench campaign scaling golden format lint fuzz clean
