@@ -1,4 +1,4 @@
-"""The rules under promtool: each recorded series and each alert, firing and silent, minute by minute."""
+"""The rules under promtool: recorded series and each alert, firing and silent, minute by minute."""
 import json
 import re
 import subprocess
@@ -22,15 +22,13 @@ def own(name, labels=""):
     return f"tranche_{name}{{{POD}{labels and ','}{labels}}}"
 
 
-# An hour of a pod whose GPU works 57 s of each minute; two jobs of a hundred wait for their COMMIT.
+# An hour of a pod whose GPU works 57 s of each minute.
 WELL = {
     own("rows_total", 'status="ok"'): "0+60x60",
     own("engine_device_seconds_total"): "0+57x60",
     own("engines"): "1x60",
-    own("prepare_threads"): "4x60",
-    own("stage_seconds_sum", 'stage="prepare"'): "0+12x60",
-    own("stage_seconds_sum", 'stage="render"'): "0+6x60",
-    own("stage_seconds_sum", 'stage="sink"'): "0+120x60",
+    own("bottleneck_seconds_total", 'what="engine"'): "0+57x60",
+    own("bottleneck_seconds_total", 'what="source"'): "0+3x60",
     own("outstanding_messages"): "100x60",
     own("waiting_jobs"): "36x60",
     own("source_lag_messages"): "90000-60x60",
@@ -45,7 +43,8 @@ WELL = {
     READ: "90000-60x60",
     f'keda_scaler_detail_errors_total{{{KEDA}}}': "0x60",
 }
-IDLE = {own("engine_device_seconds_total"): "0+6x60"}
+IDLE = {own("engine_device_seconds_total"): "0+6x60", own("bottleneck_seconds_total", 'what="engine"'): "0+6x60",
+        own("bottleneck_seconds_total", 'what="pages"'): "0+51x60"}
 REDIS = {SOURCE: None, SOURCE.replace("kafka", "redis"): "1x60",
          SOURCE.replace("kafka", "redis").replace('pod="a"', 'pod="b"'): "1x60",
          own("source_pending_messages"): "200x60", own("source_pending_messages").replace('"a"', '"b"'): "200x60",
@@ -128,18 +127,6 @@ def test_every_alert_fires_somewhere():
     assert set.union(*(c[3] for c in CASES)) == {r["alert"] for r in RULES if "alert" in r}
 
 
-STAGES = ["engine", "sink", "prepare", "source"]
-STAGE_CASES = [
-    ("as it should be", {}, "engine"),
-    ("busy, the rest too", {own("stage_seconds_sum", 'stage="prepare"'): "0+240x60"}, "engine"),
-    ("slow commits", {**IDLE, own("stage_seconds_sum", 'stage="sink"'): "0+5000x60"}, "sink"),
-    ("no database", {**IDLE, own("stage_seconds_sum", 'stage="sink"'): "0x60",
-                     own("sink_state", 'state="away"'): "1x60"}, "sink"),
-    ("long prompts", {**IDLE, own("stage_seconds_sum", 'stage="prepare"'): "0+180x60"}, "prepare"),
-    ("answers with many alternatives", {**IDLE, own("stage_seconds_sum", 'stage="render"'): "0+180x60"}, "prepare"),
-    ("slow or empty queue", IDLE, "source"),
-    ("nothing in hand", {**IDLE, own("outstanding_messages"): "0x60"}, "source"),
-]
 SECOND = {s.replace('pod="a"', 'pod="b"'): "1000x60" if "lag" in s else v for s, v in WELL.items()
           if "lag_messages" in s or "source_info" in s}
 
@@ -148,15 +135,13 @@ def lag(kind):
     return f'tranche:group_lag_messages{{namespace="t",kind="{kind}",queue="prompts",group="tranche"}}'
 
 
-# These alerts fire and no other; without its difference each case is WELL, where none does. One
-# stage of the four holds a pod up, whatever the counts are. Redis tells each pod the whole group's
-# lag, Kafka its own partitions'.
+# These alerts fire and no other; without its difference each case is WELL, where none does. Redis
+# tells each pod the whole group's lag, Kafka its own partitions'.
 HOLD = [holds(name, series, 'count by (alertname) (ALERTS{alertstate="firing"})',
               {f'{{alertname="{a}"}}': 1 for a in fire}, minute) for name, series, minute, fire in CASES] + \
-       [holds(name, series, "tranche:bottleneck",
-              {f'tranche:bottleneck{{{POD},stage="{s}"}}': int(s == stage) for s in STAGES})
-        for name, series, stage in STAGE_CASES] + \
        [holds("redis counts a group once", REDIS, "tranche:group_lag_messages", {lag("redis"): 90000 - 30 * 60}),
+        holds("the bottleneck's share", IDLE, "round(topk(1, tranche:bottleneck:ratio_rate5m), 0.25)",
+              {f'{{{POD},what="pages"}}': 0.75}),
         holds("kafka adds up pods", SECOND, "tranche:group_lag_messages", {lag("kafka"): 90000 - 30 * 60 + 1000})]
 
 
@@ -177,7 +162,7 @@ def test_a_case_can_fail(tmp_path):
 
 
 @pytest.mark.parametrize("series, alert, words", [
-    (IDLE, "TrancheGpuIdle", ["t/a: the GPU computes 10% of the time", "Held up by: source (docs"]),
+    (IDLE, "TrancheGpuIdle", ["t/a: the GPU computes 10% of the time", "Held up by: pages (docs"]),
     ({READ: "24x60"}, "TrancheKedaDisagrees", ["KEDA reads a lag of 24,", "The workers: 882"]),
 ])
 def test_what_an_alert_says(series, alert, words, tmp_path):
