@@ -396,13 +396,6 @@ template <int DH> struct row_state {
         has_total = has_total || has_block;
         has_block = false;
     }
-    METHOD void block_write(const struct attention_cuda &a, int partial, bool begins)
-    {
-        if (!has_block)
-            block.clear();
-        partial_write<DH>(block, partial_at<DH>(a, partial), begins);
-        has_block = false;
-    }
     /* The blocks before the span's first split: whole ones, and the one that is begun. */
     METHOD void begin(const struct attention_cuda &a, const span &s, int group)
     {
@@ -412,13 +405,24 @@ template <int DH> struct row_state {
             return;
 #pragma unroll 1
         for (int i = 0; i * BLOCK_SPLITS < s.split; i++) {
-            if (has_block)
-                close_block(a.scale_log2);
             partial_read<DH>(block, partial_at<DH>(a, s.prefix + i), group);
             has_block = __any_sync(0xffffffffu, block.m[0] > -INFINITY); /* a window may hide it */
+            if ((i + 1) * BLOCK_SPLITS <= s.split)
+                close_block(a.scale_log2);
         }
-        if (s.split % BLOCK_SPLITS == 0)
-            close_block(a.scale_log2);
+    }
+    /* n states: the total, and behind it the block under way. */
+    METHOD void write(const struct attention_cuda &a, int partial, int n, bool begins)
+    {
+        if (!has_block)
+            block.clear();
+#pragma unroll 1
+        for (int i = 0; i < n; i++) {
+            partial_write<DH>(total, partial_at<DH>(a, partial + i), begins);
+            total = block;
+        }
+        total.clear();
+        has_total = has_block = false;
     }
 };
 
@@ -441,25 +445,20 @@ DEVICE void span_run(const struct attention_cuda &a, const span &s, ring<DH> &ti
             split_decode<DH>(one, q, tiles, p, a.scale_log2);
             row.add(one, a.scale_log2);
         }
-        const bool ends = split % BLOCK_SPLITS == BLOCK_SPLITS - 1;
-        if (s.first()) {
-            if (ends)
-                row.close_block(a.scale_log2);
-        } else if (ends || split < apart || split + 1 == s.end) {
-            row.block_write(a, partial++, split >= apart);
-        }
+        const bool ends = split % BLOCK_SPLITS == BLOCK_SPLITS - 1, last = split + 1 == s.end;
+        if (!ends && !last && split >= apart)
+            continue;
+        /* One place for each of these: the loop must stay in the instruction cache. */
+        const bool closes = ends || !s.first() || partial < 0 || s.end < BLOCK_SPLITS;
+        if (closes)
+            row.close_block(a.scale_log2);
+        if (s.first() && (!last || partial < 0))
+            continue;
+        row.write(a, partial, closes ? 1 : 2, split >= apart);
+        partial++;
     }
-    if (!s.first())
-        return;
-    if (partial < 0) {
-        row.close_block(a.scale_log2);
+    if (s.first() && s.partial < 0)
         row_write<DH>(row.total, a, s, group);
-        return;
-    }
-    if (s.end >= BLOCK_SPLITS)
-        partial_write<DH>(row.total, partial_at<DH>(a, partial++), true);
-    if (s.end % BLOCK_SPLITS != 0)
-        row.block_write(a, partial, true);
 }
 
 template <int DH>

@@ -237,11 +237,12 @@ DEVICE void values(float (&o)[DH / 8][4], const uint32_t (&p)[SPLIT_KEYS / 16][4
     wgmma_wait<0>(o);
 }
 
-/* Rows past the end hold another sequence's values: 0 * NaN is NaN. All consumers. */
+/* Rows past the end hold another sequence's values: 0 * NaN is NaN. Each warpgroup for itself: both
+ * write zeros, and neither waits for the other. */
 template <int DH> DEVICE void clear_tail(uint32_t values, int valid)
 {
     typedef chunk_layout<DH> at;
-    for (int i = threadIdx.x; i < (SPLIT_KEYS - valid) * (DH / 8); i += CONSUMERS) {
+    for (int i = threadIdx.x % 128; i < (SPLIT_KEYS - valid) * (DH / 8); i += 128) {
         const int row = valid + i / (DH / 8), piece = i % (DH / 8);
         asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};\n" ::"r"(
                          values + (piece / at::PIECES * SPLIT_KEYS + row) * at::ROW_BYTES +
@@ -250,7 +251,7 @@ template <int DH> DEVICE void clear_tail(uint32_t values, int valid)
                      : "memory");
     }
     fence_async_shared();
-    asm volatile("bar.sync 1, 256;\n" ::: "memory"); /* CONSUMERS */
+    asm volatile("bar.sync %0, 128;\n" ::"r"(1 + threadIdx.x / 128) : "memory");
 }
 
 /* a = merge(a, b) */
@@ -381,13 +382,11 @@ DEVICE void split_run(tile_state<DH> &part, const rows<DH> &w, stages<DH> &ring,
 }
 
 /* A split of which the warpgroup sees no key. */
-template <int DH> DEVICE void split_skip(stages<DH> &ring, int valid)
+template <int DH> DEVICE void split_skip(stages<DH> &ring)
 {
     ring.wait();
     ring.done();
-    const uint32_t at = ring.wait();
-    if (valid < SPLIT_KEYS)
-        clear_tail<DH>(at, valid);
+    ring.wait();
     ring.done();
 }
 
@@ -403,7 +402,7 @@ DEVICE void tile_run(const struct attention_cuda &a, int i, stages<DH> &ring, in
     for (int split = t.split; split < end; split++) {
         const int key0 = split * SPLIT_KEYS;
         if (key0 >= w.last || key0 + SPLIT_KEYS <= w.first) {
-            split_skip<DH>(ring, keys - key0);
+            split_skip<DH>(ring);
             continue;
         }
         tile_state<DH> part;

@@ -272,6 +272,40 @@ static void shared_case(int heads, int kv_heads, int head_dim, int n, int pages,
     rig_close(&r);
 }
 
+/* The last rows of a long sequence: as one prefill, then each as a decode, whose keys are cut over
+ * many warps: the same bytes. */
+static void long_case(int heads, int kv_heads, int head_dim, int keys, int window)
+{
+    enum { LAST = 3 };
+    struct rig r;
+    rig_open_slots(&r, heads, kv_heads, head_dim, keys, LAST, 1);
+    int32_t *table = malloc((size_t)r.o.pages_per_slot * 4), position[LAST], slots[LAST] = {0};
+    for (int p = 0; p < r.o.pages_per_slot; p++)
+        table[p] = p;
+    for (int i = 0; i < LAST; i++)
+        position[i] = keys - LAST + i;
+    noise(backend_cuda_kv(r.b), (int64_t)r.o.n_pages * 2 * kv_heads * 64 * head_dim, 1.f);
+    noise(r.qkv.data, LAST * r.qkv.cols, 1.5f);
+    const size_t row = (size_t)r.qkv.cols * 2, out_row = (size_t)r.out.cols * 2;
+    uint16_t *qkv = malloc(LAST * row), *whole = malloc(LAST * out_row), *one = malloc(out_row);
+    cudaMemcpy(qkv, r.qkv.data, LAST * row, cudaMemcpyDeviceToHost);
+    struct kv_rows rows = {LAST, position, slots, table, r.o.pages_per_slot};
+    step_attention(&r, &rows, window, whole);
+    int differ = 0;
+    for (int i = 0; i < LAST; i++) {
+        rows = (struct kv_rows){1, position + i, slots, table, r.o.pages_per_slot};
+        cudaMemcpy(r.qkv.data, qkv + (size_t)i * (row / 2), row, cudaMemcpyHostToDevice);
+        step_attention(&r, &rows, window, one);
+        differ += memcmp(whole + (size_t)i * (out_row / 2), one, out_row) != 0;
+    }
+    char name[128];
+    snprintf(name, sizeof name, "long H%d G%d Dh%d keys %d window %d: prefill, decode", heads,
+             kv_heads, head_dim, keys, window);
+    verdict(differ == 0, name, differ, 0);
+    free(table), free(qkv), free(whole), free(one);
+    rig_close(&r);
+}
+
 static void linear_case(int64_t n, int64_t k, bool bias, bool residual)
 {
     struct err err = {0};
@@ -344,26 +378,29 @@ static void linear_case(int64_t n, int64_t k, bool bias, bool residual)
     rig_close(&r);
 }
 
-/* A few small cases, for compute-sanitizer. */
-static int small_cases(void)
+/* A few small cases, for compute-sanitizer; attention alone for racecheck, which cannot run
+ * cuBLASLt's kernels. */
+static int small_cases(bool attention)
 {
     attention_case(12, 2, 128, 200, 0);
     attention_case(6, 2, 32, 129, 0);
     attention_case(4, 2, 64, 600, 100);
     shared_case(12, 2, 128, 40, 7, 0);
     shared_case(4, 4, 32, 9, 4, 0);
-    linear_case(1152, 896, true, false);
+    long_case(12, 2, 128, 9000, 0);
+    if (!attention)
+        linear_case(1152, 896, true, false);
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }
 
-/* usage: kernels_cuda_test [small] */
+/* usage: kernels_cuda_test [small [attention]] */
 int main(int argc, char **argv)
 {
     log_setup(getenv("VERBOSE") ? LOG_DEBUG : LOG_WARN, LOG_LOGFMT, 1);
     printf("device %s\n", backend_cuda_device_name(0));
     if (argc > 1 && strcmp(argv[1], "small") == 0)
-        return small_cases();
+        return small_cases(argc > 2);
     static const int keys[] = {1, 2, 31, 64, 127, 128, 129, 200, 511, 513, 1025, 1500, 4097};
     for (size_t i = 0; i < TR_COUNT(keys); i++) {
         attention_case(12, 2, 128, keys[i], 0);
@@ -371,6 +408,12 @@ int main(int argc, char **argv)
         attention_case(14, 2, 64, keys[i], 0);
         attention_case(8, 8, 128, keys[i], 0);
         attention_case(16, 2, 128, keys[i], 100);
+    }
+    static const int far[] = {8192, 8321, 16385, 32768};
+    for (size_t i = 0; i < TR_COUNT(far); i++) {
+        long_case(12, 2, 128, far[i], 0);
+        long_case(14, 2, 64, far[i], i % 2 ? 9000 : 0);
+        long_case(6, 2, 32, far[i], i % 2 ? 0 : 300);
     }
     static const int members[] = {1, 2, 6, 7, 24, 43, 129, 300};
     static const int pages[] = {3, 4, 5, 8, 15, 16, 33};
