@@ -28,6 +28,14 @@ def conflict(case, n):
     case.queue.send([(job, t) for t in texts], case.ledger, **where)
 
 
+def change_settings(case, text):
+    """A new revision of --job-config that changes nothing for our batch; answers the option."""
+    folder = case.folder / "job-config"
+    folder.mkdir(exist_ok=True)
+    (folder / "system.nobody.txt").write_text(text)
+    return "--job-config", folder
+
+
 def keep_busy(case, n=100):
     if case.queue.left() < n:
         case.submit(n + 50)
@@ -51,7 +59,8 @@ def at_failpoint(case):
             conflict(case, n)
         # The whole pod dies, or the process alone, which its parent starts again.
         how = case.dice.choice(["pod", "kill"])
-        worker = case.worker(name="w", fail=f"{point}:{how}@{hit_of(case, point)}")
+        options = change_settings(case, f"start {n}") if point.startswith("config.") else ()
+        worker = case.worker(*options, name="w", fail=f"{point}:{how}@{hit_of(case, point)}")
         if point == "kafka.flushed":  # a second member makes the first give back what it has
             until = time.monotonic() + 30
             while "partition_start" not in worker.text() and time.monotonic() < until:
@@ -64,6 +73,8 @@ def at_failpoint(case):
             time.sleep(0.03)
             if tick % 20 == 19:
                 keep_busy(case)
+            if options and tick % 120 == 1:  # what two looks, a second apart, find the same is read
+                change_settings(case, f"kill {n}, look {tick}")
         if not worker.fired():
             case.violate(f"{point} was not reached within 30 s: {worker.text()[-300:]}")
             worker.kill()
