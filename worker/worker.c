@@ -71,12 +71,24 @@ void worker_refuse(struct worker *w, struct job *job, enum result_status status,
     worker_to_commit(w, job);
 }
 
+/* Another group's: no row, and the watermark passes it as one whose row is there. */
+static void pass_over(struct worker *w, struct job *job)
+{
+    w->summary->passed_over++;
+    w->present_bytes += job->position - job->from_position;
+    metric_add(METRIC_PASSED_OVER, 0, 1);
+    worker_present(w, job);
+}
+
 /* In order of arrival, so that of two payloads under one id the same one always wins. */
 static void admit(struct worker *w, struct job *job)
 {
-    struct job *twin = job->tombstone ? NULL : outstanding_find(&w->out, job);
+    bool comes = !job->tombstone && !job->passed_over;
+    struct job *twin = comes ? outstanding_find(&w->out, job) : NULL;
     if (job->tombstone) {
         worker_take_back(w, job);
+    } else if (job->passed_over) {
+        pass_over(w, job);
     } else if (!twin) {
         outstanding_enter_key(&w->out, job);
         job->stage = STAGE_LOOKUP;

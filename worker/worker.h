@@ -45,6 +45,7 @@ struct worker_summary {
     int64_t rows[RESULT_STATUSES]; /* committed by this run of the worker */
     int64_t present;               /* messages whose row was there: repeated, or done before */
     int64_t repeated;              /* messages that met their twin in flight */
+    int64_t passed_over;           /* beyond this run's share (prepare->share) */
     int64_t dead_letters;          /* new ones */
     int64_t prompt_tokens, completion_tokens;
     double seconds, device_seconds;

@@ -418,6 +418,35 @@ def trigger_is_safe(objects):
             yield f"{label(o)}: with a fallback a broker that is away starts GPU pods"
 
 
+def argument(o, name):
+    """--NAME=... of the container of what a trigger starts, or None."""
+    for _, template in templates([o]):
+        for word in template["spec"]["containers"][0].get("args", []):
+            if word.startswith(f"--{name}="):
+                return word.split("=", 1)[1]
+    return None
+
+
+@rule
+def runs_read_by_themselves(objects):
+    """Two runs in one group would share the messages, and each would lack what the other took."""
+    conf, groups = settings(objects), {}
+    begun = {argument(o, "group") or conf.get("group", "tranche") for o in objects
+             if o["kind"] == "Job" and o["spec"]["template"]["spec"]["containers"][0]["args"][0] == "init"}
+    for name, template, c in workers(objects):
+        given = dict(a[2:].split("=", 1) for a in c["args"] if a.startswith("--") and "=" in a)
+        run = given.get("run", conf.get("run", "main"))
+        group = given.get("group", conf.get("group", "tranche"))
+        if groups.setdefault(group, run) != run:
+            yield f"{name}: run {run} and run {groups[group]} are both of group {group}"
+        if "canary" in given and (run == conf.get("run", "main") or float(given["canary"]) >= 100):
+            yield f"{name}: a canary of {given['canary']} % as run {run}: its rest would have no row"
+        if begun and group not in begun:
+            yield f"{name}: no Job makes the group {group}"
+    if "canary" in conf:
+        yield "tranche.conf: canary would be every worker's"
+
+
 @rule
 def kafka_trigger_sees_our_lag(objects):
     conf = settings(objects)
@@ -428,7 +457,8 @@ def kafka_trigger_sees_our_lag(objects):
         if t["type"] != "kafka":
             continue
         for key, want in (("bootstrapServers", host), ("topic", topic),
-                          ("consumerGroup", conf.get("group", "tranche")), ("offsetResetPolicy", "earliest"),
+                          ("consumerGroup", argument(o, "group") or conf.get("group", "tranche")),
+                          ("offsetResetPolicy", "earliest"),
                           ("allowIdleConsumers", None), ("excludePersistentLag", None)):
             if m.get(key) != want:
                 yield f"{label(o)}: {key} is {m.get(key)}, want {want}"

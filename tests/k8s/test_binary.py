@@ -38,8 +38,10 @@ def run(container, objects, folder, secrets, edit=lambda text: text):
     maps = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
     for name in ("etc/tranche", "etc/tranche-jobs", "var/spool/tranche", "var/cache/tranche", "models"):
         os.makedirs(f"{folder}/{name}", exist_ok=True)
-    if not os.path.exists(f"{folder}/models/model"):  # looked for before any server is
-        os.symlink(f"{manifests.ROOT}/examples/tiny-model", f"{folder}/models/model")
+    named = [a.split("/models/")[1] for a in container["args"] if a.startswith("--model=/models/")]
+    for model in ["model", *named]:
+        if not os.path.exists(f"{folder}/models/{model}"):  # looked for before any server is
+            os.symlink(f"{manifests.ROOT}/examples/tiny-model", f"{folder}/models/{model}")
     for mount, data in (("tranche", maps["tranche"]), ("tranche-jobs", maps["tranche-jobs"])):
         for name, text in data.items():
             with open(f"{folder}/etc/{mount}/{name}", "w") as f:

@@ -71,6 +71,20 @@ def test_docs_and_manifests_say_one_thing():
             assert template["spec"]["terminationGracePeriodSeconds"] - grace == below
 
 
+def test_the_way_back_is_one_annotation():
+    """live-blue and live-green hold the same objects; only which of the two rests differs."""
+    both, blue, green = (manifests.render(f"keda/overlays/{n}") for n in ("blue-green", "live-blue",
+                                                                          "live-green"))
+    rests = {"autoscaling.keda.sh/paused": "true"}
+    for objects, which in ((blue, "green"), (green, "blue")):
+        job = find(objects, f"ScaledJob/tranche-{which}")
+        assert job["metadata"].pop("annotations") == rests
+        assert objects == both
+    # Off is `delete -k`, which takes nothing along that the run beside it stands on.
+    assert {manifests.label(o) for o in manifests.render("keda/overlays/canary")} == {
+        "ScaledJob/tranche-canary", "Job/tranche-init-canary"}
+
+
 def test_components_fit_jobs(tmp_path):
     """The overlay of docs/kubernetes.md, with the cron Job beside the drain."""
     page = open(f"{manifests.ROOT}/docs/kubernetes.md").read()
@@ -120,6 +134,8 @@ DRAIN, INIT, CRON, SCALED = "Job/tranche-drain", "Job/tranche-init", "CronJob/tr
 POD = "spec.template.spec."
 BOX = POD + "containers.0."
 KEDA_POD = "spec.jobTargetRef.template.spec."
+KEDA_BOX = KEDA_POD + "containers.0."
+CANARY, CANARY_JOB = "keda canary", "ScaledJob/tranche-canary"
 JK, JR, KK, KR = "jobs kafka", "jobs redis", "keda kafka", "keda redis"
 KP, K2, KN = "keda predicted", "keda two gpus", "keda node models"
 WARM, OBJECT, DEPLOYMENT = "keda warm pool", "ScaledObject/tranche-worker", "Deployment/tranche-worker"
@@ -153,6 +169,14 @@ FIXTURES = [
     ("volumes_are_bounded", JK, INIT, POD + "volumes.2", {"name": "tmp", "hostPath": {"path": "/tmp"}}),
     ("models_are_read_only", JK, DRAIN, POD + "volumes.3.persistentVolumeClaim.readOnly", GONE),
     ("models_are_read_only", JK, DRAIN, BOX + "volumeMounts.3.readOnly", False),
+    ("runs_read_by_themselves", CANARY, CANARY_JOB, KEDA_BOX + "args.2", "--group=tranche"),
+    ("runs_read_by_themselves", CANARY, CANARY_JOB, KEDA_BOX + "args.3", "--run=main"),
+    ("runs_read_by_themselves", CANARY, CANARY_JOB, KEDA_BOX + "args.4", "--canary=100"),
+    ("runs_read_by_themselves", CANARY, "Job/tranche-init-canary", BOX + "args.2", "--group=other"),
+    ("runs_read_by_themselves", CANARY, *conf("group = tranche", "group = tranche\ncanary = 5")),
+    ("runs_read_by_themselves", "keda blue-green", "ScaledJob/tranche-green", KEDA_BOX + "args.2",
+     "--group=tranche-blue"),
+    ("kafka_trigger_sees_our_lag", CANARY, CANARY_JOB, TRIGGER + "consumerGroup", "tranche"),
     ("settings_reach_running_pods", JK, *conf("job-config = /etc/tranche-jobs", "")),
     ("settings_reach_running_pods", JK, DRAIN, BOX + "volumeMounts.7.subPath", "defaults.json"),
     ("settings_reach_running_pods", JK, DRAIN, POD + "volumes.7", {"name": "jobs", "emptyDir": {"sizeLimit": "1Mi"}}),

@@ -500,11 +500,11 @@ def test_audit_finds_and_requeues_what_a_restore_lost(desk, on, request):
     desk.work()
     audit = ("audit", "--db", desk.db, "--source", desk.queue)
     assert desk.call(*audit) == \
-        "audited messages=301 present=301 conflicts=0 missing=0 requeued=0\n"
+        "audited messages=301 present=301 passed_over=0 conflicts=0 missing=0 requeued=0\n"
     desk.ask("DELETE FROM results WHERE custom_id IN ('job-7', 'job-299', 'bad')")
     desk.submit(jobs(5, first=1000), "b")  # not acknowledged yet: nobody misses them
     out = desk.call(*audit, code=3)
-    assert out.endswith("audited messages=301 present=298 conflicts=0 missing=3 requeued=0\n")
+    assert out.endswith("audited messages=301 present=298 passed_over=0 conflicts=0 missing=3 requeued=0\n")
     assert {line.split("id=")[1] for line in out.split("\n") if line.startswith("missing")} == \
         {"job-7", "job-299", "bad"}
     assert desk.call(*audit, "--limit", "1", code=3).count("batch=b") == 1

@@ -8,6 +8,7 @@
 #include "worker/commands/commands.h"
 #include "worker/commands/console.h"
 #include "worker/job/job.h"
+#include "worker/job/share.h"
 #include "worker/source/producer.h"
 #include "worker/sink/sink_postgres.h"
 
@@ -22,7 +23,8 @@ struct audit {
     struct job *jobs[LOOK_UP];
     struct lookup lookups[LOOK_UP];
     size_t n;
-    int64_t bytes, limit, messages, present, conflicts, holes, sent, told_ns;
+    int64_t bytes, limit, messages, present, passed_over, conflicts, holes, sent, told_ns;
+    double share; /* of the jobs: the workers' */
 };
 
 static void print_hole(struct audit *a, const struct job *job)
@@ -71,6 +73,12 @@ static int take(void *ctx, struct job *job, struct err *err)
 {
     struct audit *a = ctx;
     job_parse(job, &a->defaults, &a->scratch);
+    if (!share_takes(job->custom_id, a->share)) {
+        a->messages++;
+        a->passed_over++;
+        job_close(job);
+        return E_OK;
+    }
     a->jobs[a->n] = job;
     a->lookups[a->n] =
         (struct lookup){.key = {job->run, job->batch_id, job->custom_id}, .sha256 = job->sha256};
@@ -160,15 +168,17 @@ int command_audit(const struct config *config)
     command_log_setup(config);
     CHECK(a);
     a->limit = config_int(config, "limit");
+    a->share = config_real(config, "canary") / 100;
     a->told_ns = clock_mono_ns(clock_system());
     int rc = audit(a, config, &err);
     for (size_t i = 0; i < a->n; i++)
         job_close(a->jobs[i]);
     int code = rc < 0 ? command_failed(config, &err) : a->holes > a->sent ? EXIT_STRICT : EXIT_WELL;
     if (rc >= 0)
-        printf("audited messages=%lld present=%lld conflicts=%lld missing=%lld requeued=%lld\n",
-               (long long)a->messages, (long long)a->present, (long long)a->conflicts,
-               (long long)a->holes, (long long)a->sent);
+        printf("audited messages=%lld present=%lld passed_over=%lld conflicts=%lld missing=%lld "
+               "requeued=%lld\n",
+               (long long)a->messages, (long long)a->present, (long long)a->passed_over,
+               (long long)a->conflicts, (long long)a->holes, (long long)a->sent);
     producer_close(a->producer);
     sink_close(a->sink);
     text_close(&a->scratch);

@@ -65,6 +65,7 @@ static int run_options(struct run_opts *o, const struct config *config, struct e
     o->run = config_text(config, "run");
     o->worker_name = config_text(config, "worker-name");
     o->ignore_generation_config = !config_flag(config, "generation-config");
+    o->share = config_real(config, "canary") / 100;
     o->job_config = config_text(config, "job-config");
     o->default_max_tokens = (int32_t)config_int(config, "default-max-tokens");
     o->prepare_threads = (int32_t)config_int(config, "prepare-threads");

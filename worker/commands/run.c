@@ -105,6 +105,7 @@ static void fill_prepare(struct session *s)
                    .thinks = m->rules.think_close_id >= 0},
         .defaults = {str_of(o->run), str_of(o->batch ? o->batch : s->source->stem)},
         .plain_content = o->model.plain_content,
+        .share = o->share,
         .configs = &s->configs};
 }
 
@@ -344,18 +345,18 @@ static void print_summary(const struct worker_summary *w, const struct session *
     if (e->steps > 0 && e->slots > 0)
         occupancy = (double)e->slot_steps / (double)e->steps / e->slots;
     sha256_hex(w->totals.outputs_sha256, hex);
-    printf(
-        "%s batch=%s rows=%lld ok=%lld failed=%lld invalid=%lld other=%lld present=%lld "
-        "repeated=%lld dead_letters=%lld rows_per_s=%.1f tokens_in_per_s=%.1f "
-        "tokens_out_per_s=%.1f occupancy=%.3f parked=%lld resumed=%lld seconds=%.3f outputs=%s\n",
-        w->work_left ? "stopped" : "done", s->prepare.defaults.batch_id.ptr, (long long)rows,
-        (long long)w->rows[RESULT_OK], (long long)w->rows[RESULT_FAILED],
-        (long long)w->rows[RESULT_INVALID],
-        (long long)(w->rows[RESULT_EXPIRED] + w->rows[RESULT_CANCELLED] + w->rows[RESULT_DEAD]),
-        (long long)w->present, (long long)w->repeated, (long long)w->dead_letters,
-        (double)rows / seconds, (double)w->prompt_tokens / seconds,
-        (double)w->completion_tokens / seconds, occupancy, (long long)w->parked,
-        (long long)w->resumed, w->seconds, hex);
+    printf("%s batch=%s rows=%lld ok=%lld failed=%lld invalid=%lld other=%lld present=%lld "
+           "repeated=%lld dead_letters=%lld rows_per_s=%.1f tokens_in_per_s=%.1f "
+           "tokens_out_per_s=%.1f occupancy=%.3f parked=%lld resumed=%lld passed_over=%lld "
+           "seconds=%.3f outputs=%s\n",
+           w->work_left ? "stopped" : "done", s->prepare.defaults.batch_id.ptr, (long long)rows,
+           (long long)w->rows[RESULT_OK], (long long)w->rows[RESULT_FAILED],
+           (long long)w->rows[RESULT_INVALID],
+           (long long)(w->rows[RESULT_EXPIRED] + w->rows[RESULT_CANCELLED] + w->rows[RESULT_DEAD]),
+           (long long)w->present, (long long)w->repeated, (long long)w->dead_letters,
+           (double)rows / seconds, (double)w->prompt_tokens / seconds,
+           (double)w->completion_tokens / seconds, occupancy, (long long)w->parked,
+           (long long)w->resumed, (long long)w->passed_over, w->seconds, hex);
     fflush(stdout);
 }
 
@@ -420,6 +421,7 @@ static int run_session(struct session *s, struct err *err)
     stop_begin(drain_budget_of(o->grace_ns).exit_ns);
     LOG(LOG_INFO, "run_started", LOG_S("input", s->source->label), LOG_S("db", o->db),
         LOG_STR("batch", s->prepare.defaults.batch_id), LOG_S("run", o->run),
+        LOG_F("share", o->share > 0 ? o->share : 1),
         LOG_S("config_revision", s->result.config_revision),
         LOG_S("fingerprint", s->result.fingerprint));
     int rc = worker_run(&w, &summary, err);

@@ -23,6 +23,7 @@ struct run_opts {
     struct model_opts model; /* folder, template, engine. ENGINE_SIM without a folder: a byte is a
                                 token */
     const char *worker_name; /* NULL: "<host>:<pid>" */
+    double share;            /* of the jobs, by the hash of their id; 0: all */
     const char *job_config;  /* directory of defaults, template, system prompts; NULL: none */
     bool ignore_generation_config;
     int32_t default_max_tokens; /* chat jobs that name none; 0: 2048 */

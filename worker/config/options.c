@@ -263,6 +263,10 @@ const struct option option_table[] = {
     {"default-max-tokens", WORK, OPTION_INT, "2048", 1, 1 << 24, NULL, "TOKENS", "Jobs",
      "max_tokens of chat jobs that name none; max_new_tokens of generation_config.json comes "
      "first"},
+    {"canary", WORK | AUDIT, OPTION_REAL, "100", 0.001, 100, NULL, "PERCENT", "Jobs",
+     "take only this share of the jobs, by the hash of their id, and acknowledge the rest without "
+     "a "
+     "row: for a run and a group of their own beside another"},
     {"job-config", WORK, OPTION_TEXT, NULL, 0, 0, NULL, "DIR", "Jobs",
      "defaults.json, chat_template.jinja, system.txt and system.BATCH.txt, as a ConfigMap is "
      "mounted; read again when they change, without a restart"},

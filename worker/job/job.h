@@ -77,6 +77,7 @@ struct job {
     struct str header_id,
         header_deadline; /* beside the message, for one that names none; or NULL */
     struct str place;    /* the same as members of a JSON object: "line":17 */
+    bool passed_over;    /* beyond this run's share: acknowledged without a row */
     bool tombstone;      /* no job: it takes back those of its partition with its message_key */
     int32_t partition;
     int64_t sequence;  /* 0, 1, 2, ... in each partition, in the source's order */

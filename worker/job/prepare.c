@@ -1,6 +1,8 @@
 /* prepare: see prepare.h. The pool is in pool.c. */
 #include "worker/job/prepare.h"
 
+#include "worker/job/share.h"
+
 int prepare_scratch_open(struct prepare_scratch *s, const struct loaded_model *model,
                          struct err *err)
 {
@@ -377,7 +379,9 @@ void prepare_job(struct job *job, const struct prepare_context *ctx, struct prep
     if (job->tombstone)
         return;
     job_parse(job, &ctx->defaults, &s->text);
-    prepare_body(job, ctx, s);
+    job->passed_over = ctx->share > 0 && !share_takes(job->custom_id, ctx->share);
+    if (!job->passed_over)
+        prepare_body(job, ctx, s);
 }
 
 void prepare_again(struct job *job, const struct prepare_context *ctx, struct prepare_scratch *s)

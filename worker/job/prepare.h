@@ -15,6 +15,7 @@ struct prepare_context {
     struct params_context params;
     struct job_defaults defaults;
     bool plain_content;              /* special tokens in message contents are plain text */
+    double share;                    /* of the jobs, by share_takes; 0: all of them */
     struct job_config_slot *configs; /* what new jobs are prepared under; NULL: params and model */
 };
 struct prepare_scratch {

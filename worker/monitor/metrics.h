@@ -15,6 +15,7 @@ enum metric {
     METRIC_ROWS, /* label: enum result_status */
     METRIC_INSERTED,
     METRIC_DUPLICATES, /* label: enum metric_duplicate */
+    METRIC_PASSED_OVER,
     METRIC_DEAD_LETTERS,
     METRIC_ATTEMPTS, /* label: enum metric_attempt */
     METRIC_PROMPT_TOKENS,
