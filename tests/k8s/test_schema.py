@@ -8,7 +8,8 @@ from schema import Schemas
 
 SCHEMAS = Schemas()
 # What overlays build on; it is not applied by itself.
-PARTS = {"common/base", "jobs/base", "keda/base"} | {f for f in manifests.folders() if f.startswith("components/")}
+PARTS = {"common/base", "jobs/base", "keda/base", "keda/overlays/kafka/auth", "keda/overlays/blue",
+         "keda/overlays/green"} | {f for f in manifests.folders() if f.startswith("components/")}
 APPLIED = [f for f in manifests.folders() if f not in PARTS]
 
 
