@@ -4,7 +4,7 @@ BIN    = $(BUILD)/tranche
 PYTHON = /usr/bin/python3
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 run: ## install what is missing, build, run examples/jobs.jsonl on the example model
 	@tools/install.sh run
@@ -69,7 +69,11 @@ cuda: ## build/cuda/tranche with the CUDA engine; finds or fetches a toolkit
 	@root=$$(tools/cuda_toolkit.sh) && cmake -S . -B build/cuda -G Ninja -DCMAKE_BUILD_TYPE=Release \
 		-DTRANCHE_CUDA=$$root >/dev/null && cmake --build build/cuda --target tranche
 
+test-image: ## the Dockerfile's steps in a clean root, as root; IMAGES="cpu cuda" (docs/image.md)
+	@tools/install.sh image
+	@IMAGES="$(IMAGES)" $(PYTHON) -m pytest -q -s -p no:cacheprovider tests/image/test_image.py
+
 clean: ## remove everything that was built
 	rm -rf build
 
-.PHONY: cuda help run demo test test-keda check bench campaign scaling golden format lint fuzz clean
+.PHONY: cuda help run demo test test-keda test-image check bench campaign scaling golden format lint fuzz clean

@@ -126,6 +126,12 @@ def kubernetes():
         execute("kubernetes", command, 900, {"PYTHONDONTWRITEBYTECODE": "1"}, count_pytest)
 
 
+def image():
+    """What can be said of the Dockerfile without building it; `make test-image` builds it."""
+    command = ["/usr/bin/python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/image/test_dockerfile.py"]
+    execute("image", command, 300, {"PYTHONDONTWRITEBYTECODE": "1"}, count_pytest)
+
+
 def count_campaign(status, text):
     """The last line of campaign.py: "N passed, M failed"."""
     last = re.search(r"(\d+) passed, (\d+) failed$", text.rstrip())
@@ -209,6 +215,7 @@ def run_all():
     if release:
         newest_kafka_client()
         kubernetes()
+        image()
     if fuzzers:
         beside.join()
     if build("faults", ["tranche", "faultproxy"]):

@@ -5,6 +5,7 @@
 #   tools/install.sh test    what building, running and the tests take
 #   tools/install.sh cuda    what building the CUDA engine takes beside a toolkit
 #   tools/install.sh bench   that, and the yardsticks of `make bench`
+#   tools/install.sh image   what the steps of the Dockerfile need where no engine runs them
 #   tools/install.sh golden  what remaking the golden files takes
 # Debian 12 and Ubuntu 24.04. Asks dpkg first, so a machine that has everything pays milliseconds.
 set -eu
@@ -26,9 +27,10 @@ demo) want="$run $demo" ;;
 test) want="$run $tests" ;;
 cuda) want="$run $cuda" ;;
 bench) want="$run $tests libopenblas0-pthread" ;;
+image) want="debootstrap python3-pytest" ;;
 golden) want="git python3 python3-venv npm" ;;
 *)
-    echo "usage: tools/install.sh run|demo|test|cuda|bench|golden" >&2
+    echo "usage: tools/install.sh run|demo|test|cuda|bench|image|golden" >&2
     exit 64
     ;;
 esac

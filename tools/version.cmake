@@ -1,7 +1,10 @@
 # version.cmake: writes OUT with the version, the commit and how this was built. Run by each build.
+# COMMIT names the commit where the sources come without their history, as into an image.
 execute_process(COMMAND git -C ${SOURCE} describe --always --dirty --tags
   OUTPUT_VARIABLE commit OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
-if(failed OR commit STREQUAL "")
+if(COMMIT)
+  set(commit "${COMMIT}")
+elseif(failed OR commit STREQUAL "")
   set(commit "no git")
 endif()
 if(SAN)
