@@ -204,7 +204,7 @@ def run_all():
     if release:
         units("release")
     lint()
-    execute("lint cuda", ["tests/cuda/lint.sh"], 300)
+    execute("lint cuda", ["tests/cuda/lint.sh"], 900)
     fuzzers = build("fuzz", fuzz_targets())
     if release:
         whole()

@@ -40,7 +40,7 @@ def main():
     if total > TRACKED_MAX:
         bad.append(f"tracked files: want at most {TRACKED_MAX} bytes, found {total}")
     for path in files:
-        if not path.endswith((".c", ".h")) or not path.startswith(ROOMS) or path in EXEMPT:
+        if not path.endswith((".c", ".h", ".cu", ".cuh")) or not path.startswith(ROOMS) or path in EXEMPT:
             continue
         data = open(path, "rb").read()
         if GENERATED.search(data[:600]):
