@@ -45,5 +45,5 @@ def test_rows_per_second_and_memory(binary, tmp_path):
             break
     assert rss < RSS_KIB
     assert ROWS * CORES / cpu >= TARGET
-    had_the_machine = cpu / wall > 0.8 * min(CORES, os.cpu_count()) or os.getloadavg()[0] < 2
+    had_the_machine = cpu / wall > 0.9 * min(CORES, os.cpu_count()) or os.getloadavg()[0] < 1.5
     assert ROWS / wall >= TARGET or not had_the_machine
