@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-COMMANDS = ["run", "worker", "init", "submit", "status", "cancel", "dlq", "seek", "audit", "prune", "export", "tokenize", "doctor", "bench", "migrate", "version", "help"]
+COMMANDS = ["run", "worker", "init", "submit", "status", "cancel", "dlq", "seek", "audit", "prune", "export", "diff",
+            "tokenize", "doctor", "bench", "migrate", "version", "help"]
 
 
 def text(process):
