@@ -218,7 +218,10 @@ static void *sink_main(void *arg)
     metric_set(METRIC_SPOOL_LIMIT, 0, st->spool ? spool_limit(st->spool) : 0);
     for (;;) {
         metric_set(METRIC_SPOOL_BYTES, 0, st->spool ? spool_bytes(st->spool) : 0);
-        bool tries = !st->failed && !atomic_load(&st->give_up) && away(st);
+        bool last = atomic_load(&st->give_up);
+        if (last) /* before the pop, which then has no end */
+            give_up_waiting(st);
+        bool tries = !st->failed && !last && away(st);
         bool shut = queue_is_shut(st->calls); /* asked first: nothing comes behind it */
         int64_t left = TR_MAX(st->due_ns - clock_mono_ns(st->clock), (int64_t)0);
         size_t n = queue_pop(st->calls, &item, 1, tries ? TR_MIN(left, PAUSE_MIN_NS) : -1);
@@ -228,9 +231,7 @@ static void *sink_main(void *arg)
             return NULL;
         else if (shut)
             clock_sleep_ns(st->clock, PAUSE_MIN_NS);
-        if (atomic_load(&st->give_up))
-            give_up_waiting(st);
-        else if (!st->failed && away(st) && clock_mono_ns(st->clock) >= st->due_ns)
+        if (tries && clock_mono_ns(st->clock) >= st->due_ns && !atomic_load(&st->give_up))
             again(st);
     }
 }
