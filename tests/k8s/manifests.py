@@ -15,6 +15,8 @@ WORLDS = {
     "keda warm pool": ["jobs/init", "jobs/drain", "keda/overlays/warm-pool", "monitoring/keda"],
     "keda shrinking pool": ["jobs/init", "keda/overlays/shrinking-pool"],
     "keda canary": ["jobs/init", "keda/overlays/kafka", "keda/overlays/canary"],
+    "keda canary redis": ["jobs/init", "keda/overlays/redis", "keda/overlays/canary-redis"],
+    "keda canary redis back": ["jobs/init", "keda/overlays/redis", "jobs/drop-canary"],
     "keda blue-green": ["jobs/init", "keda/overlays/blue-green"],
     "keda live-blue": ["jobs/init", "keda/overlays/live-blue"],
     "keda live-green": ["jobs/init", "keda/overlays/live-green"],

@@ -432,7 +432,8 @@ def runs_read_by_themselves(objects):
     """Two runs in one group would share the messages, and each would lack what the other took."""
     conf, groups = settings(objects), {}
     begun = {argument(o, "group") or conf.get("group", "tranche") for o in objects
-             if o["kind"] == "Job" and o["spec"]["template"]["spec"]["containers"][0]["args"][0] == "init"}
+             if o["kind"] == "Job" and o["spec"]["template"]["spec"]["containers"][0]["args"][0] == "init"
+             and not drops(o)}
     for name, template, c in workers(objects):
         given = dict(a[2:].split("=", 1) for a in c["args"] if a.startswith("--") and "=" in a)
         run = given.get("run", conf.get("run", "main"))
@@ -445,6 +446,26 @@ def runs_read_by_themselves(objects):
             yield f"{name}: no Job makes the group {group}"
     if "canary" in conf:
         yield "tranche.conf: canary would be every worker's"
+
+
+def drops(o):
+    return any("--drop-group" in t["spec"]["containers"][0].get("args", []) for _, t in templates([o]))
+
+
+@rule
+def dropped_groups_are_nobodys(objects):
+    """A group that is dropped takes along what it has not done."""
+    conf = settings(objects)
+    for o in (o for o in objects if drops(o)):
+        group = argument(o, "group")
+        if group in (None, conf.get("group", "tranche")):
+            yield f"{label(o)}: drops the group of the settings"
+        if any(f"--group={group}" in c["args"] for _, _, c in workers(objects)):
+            yield f"{label(o)}: drops {group}, which is read"
+        if not conf.get("source", "").startswith("redis"):
+            yield f"{label(o)}: groups of {conf.get('source')} hold nothing"
+        if o["spec"].get("ttlSecondsAfterFinished", 3600) > 300:
+            yield f"{label(o)}: while it is there, applying it again does nothing"
 
 
 @rule
@@ -480,7 +501,7 @@ def redis_trigger_sees_our_lag(objects):
             continue
         for t, m in mine:
             for key, want in (("address", host), ("stream", stream),
-                              ("consumerGroup", conf.get("group", "tranche")),
+                              ("consumerGroup", argument(o, "group") or conf.get("group", "tranche")),
                               ("enableTLS", "true" if scheme == "rediss" else None)):
                 if m.get(key) != want:
                     yield f"{label(o)}: {key} is {m.get(key)}, want {want}"

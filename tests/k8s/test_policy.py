@@ -81,8 +81,20 @@ def test_the_way_back_is_one_annotation():
         assert job["metadata"].pop("annotations") == rests
         assert objects == both
     # Off is `delete -k`, which takes nothing along that the run beside it stands on.
-    assert {manifests.label(o) for o in manifests.render("keda/overlays/canary")} == {
-        "ScaledJob/tranche-canary", "Job/tranche-init-canary"}
+    for canary in "canary", "canary-redis":
+        assert {manifests.label(o) for o in manifests.render(f"keda/overlays/{canary}")} == {
+            "ScaledJob/tranche-canary", "Job/tranche-init-canary"}
+    assert {manifests.label(o) for o in manifests.render("jobs/drop-canary")} == {"Job/tranche-drop-canary"}
+
+
+def test_two_canaries_differ_in_the_queue_alone():
+    kafka, redis = (find(manifests.render(f"keda/overlays/{n}"), CANARY_JOB) for n in ("canary", "canary-redis"))
+    for job in kafka, redis:
+        assert {t["metadata"]["consumerGroup"] for t in job["spec"].pop("triggers")} == {"tranche-canary"}
+    assert redis["spec"].pop("scalingStrategy") == {"multipleScalersCalculation": "sum"}
+    assert kafka == redis
+    begin = [find(manifests.render(f"keda/overlays/{n}"), "Job/tranche-init-canary") for n in ("canary", "canary-redis")]
+    assert begin[0] == begin[1]
 
 
 def test_components_fit_jobs(tmp_path):
@@ -136,6 +148,7 @@ BOX = POD + "containers.0."
 KEDA_POD = "spec.jobTargetRef.template.spec."
 KEDA_BOX = KEDA_POD + "containers.0."
 CANARY, CANARY_JOB = "keda canary", "ScaledJob/tranche-canary"
+CR, BACK, DROP = "keda canary redis", "keda canary redis back", "Job/tranche-drop-canary"
 JK, JR, KK, KR = "jobs kafka", "jobs redis", "keda kafka", "keda redis"
 KP, K2, KN = "keda predicted", "keda two gpus", "keda node models"
 WARM, OBJECT, DEPLOYMENT = "keda warm pool", "ScaledObject/tranche-worker", "Deployment/tranche-worker"
@@ -177,6 +190,15 @@ FIXTURES = [
     ("runs_read_by_themselves", "keda blue-green", "ScaledJob/tranche-green", KEDA_BOX + "args.2",
      "--group=tranche-blue"),
     ("kafka_trigger_sees_our_lag", CANARY, CANARY_JOB, TRIGGER + "consumerGroup", "tranche"),
+    ("runs_read_by_themselves", CR, CANARY_JOB, KEDA_BOX + "args.2", "--group=tranche"),
+    ("runs_read_by_themselves", CR, "Job/tranche-init-canary", BOX + "args.3", "--drop-group"),
+    ("redis_trigger_sees_our_lag", CR, CANARY_JOB, TRIGGER + "consumerGroup", "tranche"),
+    ("redis_trigger_sees_our_lag", CR, CANARY_JOB, "spec.scalingStrategy", GONE),
+    ("redis_trigger_sees_our_lag", CR, CANARY_JOB, "spec.triggers.1.metadata.pendingEntriesCount", "5"),
+    ("dropped_groups_are_nobodys", BACK, DROP, BOX + "args.2", "--group=tranche"),
+    ("dropped_groups_are_nobodys", BACK, SCALED, KEDA_BOX + "args", lambda a: [*a, "--group=tranche-canary"]),
+    ("dropped_groups_are_nobodys", BACK, DROP, "spec.ttlSecondsAfterFinished", 3600),
+    ("dropped_groups_are_nobodys", BACK, *conf("rediss://redis.redis.svc:6379", "kafka://kafka.kafka.svc:9093")),
     ("settings_reach_running_pods", JK, *conf("job-config = /etc/tranche-jobs", "")),
     ("settings_reach_running_pods", JK, DRAIN, BOX + "volumeMounts.7.subPath", "defaults.json"),
     ("settings_reach_running_pods", JK, DRAIN, POD + "volumes.7", {"name": "jobs", "emptyDir": {"sizeLimit": "1Mi"}}),

@@ -495,6 +495,59 @@ def test_init_and_submit(server, worker, tranche, tmp_path):
                 "GROUP BY 1") == [("first", 1000)]
 
 
+def test_a_group_from_the_end_has_a_lag(server, worker, tranche, tmp_path):
+    """Known before its first read, as a scaler wants it: NULL would start nobody."""
+    url, client = server.url(), server.client()
+    fill(client, 5)
+    assert tranche("init", "--source", url, "--group", "late", "--from-end").returncode == 0
+    assert group(client, name="late")["lag"] == 0
+    fill(client, 3, first=5)
+    assert group(client, name="late")["lag"] == 3
+    found = tranche("init", "--source", url, "--group", "late", "--from-end")
+    assert (found.returncode, found.stdout) == (0, f"found {url} group=late\n".encode())
+    assert worker(server, "--group", "late").wait(60) == 0
+    assert rows(tmp_path, "SELECT count(*) FROM results") == [(3,)]
+    assert at_rest(client, name="late") and group(client)["lag"] == 8
+    fresh = server.url("fresh")
+    assert tranche("init", "--source", fresh, "--group", "late", "--from-end").returncode == 0
+    assert group(client, "fresh", "late")["lag"] == 0
+
+
+def test_a_group_left_behind_is_dropped(server, worker, tranche, tmp_path):
+    """It holds the stream, whatever the others have done; not while somebody reads in it."""
+    url, client = server.url(), server.client()
+    config = tmp_path / "drop.conf"
+
+    def drop(lease="2s"):
+        config.write_text(f"lease = {lease}\n")
+        return tranche("init", "--source", url, "--group", "canary", "--drop-group",
+                       "--broker-config", str(config))
+    client.xgroup_create("jobs", "canary", "0")
+    fill(client, 50)
+    assert worker(server, extra="trim.keep = 0s\n", idle="2500ms").wait(60) == 0
+    assert client.xlen("jobs") == 50
+    reader = worker(server, "--group", "canary", "--run", "canary", "--sim-step", "1s", "--slots", "1",
+                    "--grace", "0s", name="reader", idle=None)
+    wait_until(lambda: [c for c in client.xinfo_consumers("jobs", "canary")
+                        if c["name"] == "reader" and c["pending"]], 30)
+    refused = drop(lease="10m")
+    assert refused.returncode == 69 and b'found the consumer "reader"' in refused.stderr, refused.stderr
+    assert [g["name"] for g in client.xinfo_groups("jobs")] == ["canary", "g"]
+    reader.send_signal(signal.SIGTERM)
+    assert reader.wait(60) == 143
+    assert group(client, name="canary")["pending"] > 0, "what it has not done goes along"
+    wait_until(lambda: drop().returncode == 0, 60)
+    assert [g["name"] for g in client.xinfo_groups("jobs")] == ["g"]
+    again = drop()
+    assert (again.returncode, again.stdout) == (0, f"none {url} group=canary\n".encode())
+    assert worker(server, extra="trim.keep = 0s\n", idle="2500ms").wait(60) == 0
+    assert client.xlen("jobs") <= 1 and at_rest(client)
+    nowhere = tranche("init", "--source", server.url("nowhere"), "--group", "g", "--drop-group")
+    assert nowhere.returncode == 0 and client.exists("nowhere") == 0
+    topic = tranche("init", "--source", "kafka://127.0.0.1:1/jobs", "--group", "g", "--drop-group")
+    assert topic.returncode == 64 and b"want a Redis stream" in topic.stderr
+
+
 def test_submit_while_redis_is_killed_and_full(server, worker, binary, tmp_path):
     client = server.client()
     with open(tmp_path / "many.jsonl", "w") as f:

@@ -203,7 +203,7 @@ int command_init(const struct config *config)
                                 .from_end = config_flag(config, "from-end")};
     command_log_setup(config);
     queue_options(&queue, config);
-    return init_main(&queue, &shape);
+    return config_flag(config, "drop-group") ? drop_main(&queue) : init_main(&queue, &shape);
 }
 
 int command_submit(const struct config *config)

@@ -259,6 +259,18 @@ int submit_main(const struct submit_opts *o)
     return exit_code_of(rc);
 }
 
+int drop_main(const struct source_opts *queue)
+{
+    struct err err = {0};
+    bool dropped = false;
+    int rc = queue_drop(queue, &dropped, &err);
+    if (rc < 0)
+        fprintf(stderr, "tranche init: %s\n", err.msg);
+    else
+        printf("%s %s group=%s\n", dropped ? "dropped" : "none", queue->url, queue->group);
+    return exit_code_of(rc);
+}
+
 int init_main(const struct source_opts *queue, const struct queue_shape *shape)
 {
     struct err err = {0};

@@ -20,5 +20,6 @@ struct submit_opts {
  * exit_code. */
 int submit_main(const struct submit_opts *o);
 int init_main(const struct source_opts *queue, const struct queue_shape *shape);
+int drop_main(const struct source_opts *queue); /* `init --drop-group` */
 
 #endif

@@ -52,7 +52,9 @@ const struct command_info command_table[] = {
      "time, 70 engine, 130 Ctrl-C with work left, 143 SIGTERM with work left.",
      0},
     {COMMAND_INIT, "init", "", "make a topic or stream and its group, where they are missing",
-     "What is there stays as it is, so that it may run before every start.", 0},
+     "What is there stays as it is, so that it may run before every start.\n"
+     "Exit: 0 done, 64 options, 65 rights, 69 broker, or with --drop-group a group that is read.",
+     0},
     {COMMAND_SUBMIT, "submit", "JOBS.jsonl", "send a file of prompts to a queue",
      "Every id is checked before the first message leaves. Jobs that name no batch get --batch.\n"
      "With --db the batch and its number of jobs are registered there, for `tranche status`.\n"
@@ -172,6 +174,9 @@ const struct option option_table[] = {
      "replicas of a new topic; -1: the broker's default"},
     {"from-end", INIT, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Queue",
      "a new group starts at the end of the topic, not at its first message"},
+    {"drop-group", INIT, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Queue",
+     "make nothing: remove a Redis stream's group that nobody reads any more, which would keep the "
+     "stream from being trimmed"},
     {"connect-timeout", RUN | ROWS | DOCTOR | MIGRATE | QUEUE | CONSOLE, OPTION_DURATION, "60s", 0,
      86400, NULL, "TIME", "Queue",
      "how long the start waits for a broker or database that does not answer"},

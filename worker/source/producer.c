@@ -18,17 +18,18 @@ static const struct scheme {
                 struct seek_move *, int *, char[JOB_ORIGIN_MAX], struct err *);
     int (*scan)(const struct source_url *, const struct source_opts *, const struct scan_range *,
                 queue_scan_take *, void *, struct err *);
+    int (*drop)(const struct source_url *, const struct source_opts *, bool *, struct err *);
 } schemes[] = {
     {"kafka", kafka_producer_open, kafka_queue_init, kafka_queue_backlog, kafka_queue_seek,
-     kafka_queue_scan},
+     kafka_queue_scan, NULL},
     {"redis", redis_producer_open, redis_queue_init, redis_queue_backlog, redis_queue_seek,
-     redis_queue_scan},
+     redis_queue_scan, redis_queue_drop},
     {"rediss", redis_producer_open, redis_queue_init, redis_queue_backlog, redis_queue_seek,
-     redis_queue_scan},
+     redis_queue_scan, redis_queue_drop},
     {"redis-sentinel", redis_producer_open, redis_queue_init, redis_queue_backlog, redis_queue_seek,
-     redis_queue_scan},
+     redis_queue_scan, redis_queue_drop},
     {"rediss-sentinel", redis_producer_open, redis_queue_init, redis_queue_backlog,
-     redis_queue_seek, redis_queue_scan},
+     redis_queue_seek, redis_queue_scan, redis_queue_drop},
 };
 
 static int find(const struct scheme **out, struct source_url *url, const struct source_opts *opts,
@@ -61,6 +62,20 @@ int queue_init(const struct source_opts *opts, const struct queue_shape *shape, 
     struct source_url url;
     int rc = find(&scheme, &url, opts, err);
     return rc < 0 ? rc : scheme->init(&url, opts, shape, made, err);
+}
+
+int queue_drop(const struct source_opts *opts, bool *dropped, struct err *err)
+{
+    const struct scheme *scheme;
+    struct source_url url;
+    int rc = find(&scheme, &url, opts, err);
+    if (rc == E_OK && !scheme->drop)
+        rc = err_set(
+            err, E_USAGE,
+            "--drop-group: want a Redis stream, found \"%s\": a topic's group holds nothing "
+            "back, and its broker forgets it by itself",
+            opts->url);
+    return rc < 0 ? rc : scheme->drop(&url, opts, dropped, err);
 }
 
 int queue_backlog(const struct source_opts *opts, struct backlog *out, struct err *err)

@@ -50,6 +50,11 @@ int producer_open(struct producer **out, const struct source_opts *opts,
 int queue_init(const struct source_opts *opts, const struct queue_shape *shape, bool *made,
                struct err *err) TR_MUSTCHECK;
 
+/* Removes a stream's group with all that it has not done, so that it no longer holds the stream's
+ * head. Of opts as queue_init. *dropped false: there was none. E_RETRY: somebody reads in it;
+ * E_USAGE: a queue whose groups hold nothing. */
+int queue_drop(const struct source_opts *opts, bool *dropped, struct err *err) TR_MUSTCHECK;
+
 /* Where a group's position shall go, and what that means for each partition. */
 enum seek_kind { SEEK_TO_EARLIEST, SEEK_TO_END, SEEK_TO_OFFSET, SEEK_TO_TIME };
 struct seek_to {

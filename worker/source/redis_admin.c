@@ -29,6 +29,20 @@ void redis_admin_close(struct redis_stream *s)
     mem_free(s);
 }
 
+int redis_queue_drop(const struct source_url *url, const struct source_opts *opts, bool *dropped,
+                     struct err *err)
+{
+    struct redis_stream *s = mem_alloc(1, sizeof *s); /* too large for a stack */
+    *dropped = false;
+    if (!s)
+        return err_set(err, E_FATAL, "redis: no memory");
+    int rc = redis_stream_open(s, url, opts, clock_system(), err);
+    if (rc == E_OK)
+        rc = redis_group_drop(&s->group, s->settings.lease_ns, dropped, err);
+    redis_admin_close(s);
+    return rc;
+}
+
 int redis_queue_backlog(const struct source_url *url, const struct source_opts *opts,
                         struct backlog *out, struct err *err)
 {

@@ -19,6 +19,8 @@ int redis_queue_seek(const struct source_url *url, const struct source_opts *opt
 int redis_queue_scan(const struct source_url *url, const struct source_opts *opts,
                      const struct scan_range *range, queue_scan_take *take, void *ctx,
                      struct err *err) TR_MUSTCHECK;
+int redis_queue_drop(const struct source_url *url, const struct source_opts *opts, bool *dropped,
+                     struct err *err) TR_MUSTCHECK;
 int redis_queue_backlog(const struct source_url *url, const struct source_opts *opts,
                         struct backlog *out, struct err *err) TR_MUSTCHECK;
 

@@ -62,6 +62,28 @@ static const char reap_script[] =
     "end\n"
     "return n\n";
 
+/* ARGV: group. At "$" a server counts no lag before the group has read up to an end of the stream,
+ * and a scaler takes that for none: so it is told what the group is past (7.0 on). */
+static const char create_at_end_script[] =
+    "local n\n"
+    "local info = redis.pcall('XINFO', 'STREAM', KEYS[1])\n"
+    "for i = 1, #info, 2 do\n"
+    "  if info[i] == 'entries-added' then n = info[i + 1] end\n"
+    "end\n"
+    "if not n then return redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '$', 'MKSTREAM') end\n"
+    "return redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '$', 'MKSTREAM', 'ENTRIESREAD', n)\n";
+
+/* ARGV: group, idle ms. 1, or the name of a consumer that reads. */
+static const char drop_script[] =
+    "local all = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])\n"
+    "if all['err'] then return all end\n"
+    "for _, c in ipairs(all) do\n"
+    "  local f = {}\n"
+    "  for i = 1, #c, 2 do f[c[i]] = c[i + 1] end\n"
+    "  if f['idle'] <= tonumber(ARGV[2]) then return f['name'] end\n"
+    "end\n"
+    "return redis.call('XGROUP', 'DESTROY', KEYS[1], ARGV[1])\n";
+
 static void start_script(struct redis_group *g, const char *script)
 {
     redis_args_start(&g->args, "EVAL");
@@ -85,17 +107,48 @@ static int integer_command(struct redis_group *g, struct err *err)
 int redis_group_create(struct redis_group *g, bool from_end, bool *created, struct err *err)
 {
     struct err why = {0};
-    redis_args_start(&g->args, "XGROUP");
-    redis_args_text(&g->args, "CREATE");
-    redis_args_add(&g->args, g->stream);
-    redis_args_add(&g->args, g->group);
-    redis_args_text(&g->args, from_end ? "$" : "0");
-    redis_args_text(&g->args, "MKSTREAM");
+    if (from_end) {
+        start_script(g, create_at_end_script);
+        redis_args_add(&g->args, g->group);
+    } else {
+        redis_args_start(&g->args, "XGROUP");
+        redis_args_text(&g->args, "CREATE");
+        redis_args_add(&g->args, g->stream);
+        redis_args_add(&g->args, g->group);
+        redis_args_text(&g->args, "0");
+        redis_args_text(&g->args, "MKSTREAM");
+    }
     int rc = integer_command(g, &why);
     *created = rc >= 0;
     if (rc < 0 && redis_last_fault(g->connection) == REDIS_FAULT_BUSYGROUP)
         return E_OK;
     return rc < 0 ? err_typed(err, rc, why.type, "%s", why.msg) : E_OK;
+}
+
+int redis_group_drop(struct redis_group *g, int64_t idle_ns, bool *dropped, struct err *err)
+{
+    redisReply *reply;
+    struct err why = {0};
+    *dropped = false;
+    start_script(g, drop_script);
+    redis_args_add(&g->args, g->group);
+    redis_args_int(&g->args, idle_ns / 1000000);
+    int rc = redis_command(g->connection, &reply, &g->args, REPLY_NS, &why);
+    if (rc < 0) {
+        bool none = redis_last_fault(g->connection) == REDIS_FAULT_NOGROUP ||
+                    strstr(why.msg, "no such key") != NULL;
+        return none ? E_OK : err_typed(err, rc, why.type, "%s", why.msg);
+    }
+    *dropped = reply->type == REDIS_REPLY_INTEGER && reply->integer == 1;
+    if (reply->type == REDIS_REPLY_STRING)
+        rc =
+            err_set(err, E_RETRY,
+                    "redis: group \"" STR_FMT "\": want nobody in it, found the consumer \"%.*s\", "
+                    "heard of in the last %lld s",
+                    STR_ARG(g->group), (int)TR_MIN(reply->len, (size_t)64), reply->str,
+                    (long long)(idle_ns / 1000000000));
+    freeReplyObject(reply);
+    return TR_MIN(rc, E_OK);
 }
 
 int redis_group_info(struct redis_group *g, struct redis_group_info *out, struct err *err)

@@ -21,6 +21,11 @@ struct redis_group {
  * not. */
 int redis_group_create(struct redis_group *g, bool from_end, bool *created,
                        struct err *err) TR_MUSTCHECK;
+/* Removes the group with all that is pending in it; the stream and its other groups stay. E_RETRY
+ * naming the consumer: one was heard of in the last idle_ns, and would make the group anew.
+ * *dropped false: there was none. */
+int redis_group_drop(struct redis_group *g, int64_t idle_ns, bool *dropped,
+                     struct err *err) TR_MUSTCHECK;
 int redis_group_info(struct redis_group *g, struct redis_group_info *out,
                      struct err *err) TR_MUSTCHECK;
 
