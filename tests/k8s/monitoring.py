@@ -4,7 +4,7 @@ import json
 import re
 
 from manifests import label, settings, templates
-from policy import rule, triggers
+from policy import argument, rule, triggers
 
 WORDS = {"and", "or", "unless", "bool", "offset", "by", "without", "on", "ignoring", "group_left", "group_right",
          "inf", "nan"}
@@ -66,16 +66,21 @@ def monitor_finds_the_workers(objects):
 
 @rule
 def keda_rules_name_our_trigger(objects):
-    """The object, the group and the threshold stand in expressions, where nothing can fill them in."""
+    """How an object's name leads to its group, and the threshold, stand in expressions, where nothing
+    can fill them in."""
     texts = [r["expr"] for r in rules_of(objects) if "keda" in r["expr"]]
     if not texts:
         return
     text = "\n".join(texts)
-    scaled = {o["metadata"]["name"] for o, _, _ in triggers(objects)}
-    if set(re.findall(r'scaledObject="([^"]*)"', text)) != scaled:
-        yield f"rules about KEDA do not name {scaled}"
-    if set(re.findall(r'[{,]group="([^"]*)"', text)) != {settings(objects).get("group")}:
-        yield f"rules about KEDA name another group than {settings(objects).get('group')}"
+    selected = set(re.findall(r'scaledObject=~"([^"]*)"', text))
+    replaced = re.findall(r'"group", "([^"]*)", "scaledObject", "([^"]*)"', text)
+    for o in {id(o): o for o, _, _ in triggers(objects)}.values():
+        name, group = o["metadata"]["name"], argument(o, "group") or settings(objects).get("group")
+        if not all(re.fullmatch(s, name) for s in selected):
+            yield f"{label(o)}: rules about KEDA select {selected}"
+        found = [re.fullmatch(of, name).expand(to.replace("$", "\\")) for to, of in replaced if re.fullmatch(of, name)]
+        if found[-1:] != [group]:
+            yield f"{label(o)}: rules about KEDA take it for group {found[-1:]}, its workers are {group}"
     cuts = {meta["lagThreshold"] for _, t, meta in triggers(objects) if t["type"] == "kafka"}
     if cuts and set(re.findall(r"% (\d+)", text)) != cuts:
         yield f"rules about KEDA want the threshold {cuts}"

@@ -32,6 +32,8 @@ WELL = {
     own("outstanding_messages"): "100x60",
     own("waiting_jobs"): "36x60",
     own("source_lag_messages"): "90000-60x60",
+    own("passed_over_total"): "0x60",
+    own("model_info", 'fingerprint="f",config_revision="c",run="main"'): "1x60",
     own("source_retained_messages"): "5000+60x60",
     SOURCE: "1x60",
     own("sink_state", 'state="well"'): "1x60",
@@ -84,7 +86,11 @@ CASES = [
     ("no row, no work", {own("rows_total", 'status="ok"'): "0+60x10 600x50", own("outstanding_messages"): "0x60",
                          own("source_lag_messages"): "0x60", READ: "0x60"}, 45, set()),
     ("one pod of two has rows", {own("rows_total", 'status="ok"'): "0x60",
-                                 'tranche_rows_total{namespace="t",pod="b",status="failed"}': "0+1x60"}, 45, set()),
+                                 'tranche_rows_total{namespace="t",pod="b",status="failed"}': "0+1x60",
+                                 'tranche_model_info{namespace="t",pod="b",run="main"}': "1x60"}, 45, set()),
+    ("a dead letter of a pod that left", {
+        **{own("dead_letters_total"): "0x18 1 1 stale", own("rows_total", 'status="ok"'): "0+60x20 stale"},
+        own("model_info", 'fingerprint="f",config_revision="c",run="main"'): "1x20 stale"}, 25, {"TrancheDeadLetters"}),
     ("a dead letter", {own("dead_letters_total"): "0x20 1x40"}, 30, {"TrancheDeadLetters"}),
     ("one long ago", {own("dead_letters_total"): "0x20 1x40"}, 50, set()),
     ("away", {own("sink_state", 'state="well"'): "1x20 0x40", own("sink_state", 'state="away"'): "0x20 1x40"}, 30,
@@ -123,6 +129,50 @@ CASES = [
 ]
 
 
+# A second run beside it, in its own group, with its own pod and object.
+def of_canary(series):
+    for old, new in (('pod="a"', 'pod="c"'), ('pod="b"', 'pod="d"'), ('run="main"', 'run="canary"'),
+                     ('group="tranche"', 'group="tranche-canary"'), ('"tranche-worker"', '"tranche-canary"')):
+        series = series.replace(old, new)
+    return series
+
+
+STUCK = {own("rows_total", 'status="ok"'): "0+60x10 600x50"}
+KEDA_ERRORS = f'keda_scaler_detail_errors_total{{{KEDA}}}'
+# What differs from WELL in the run and in the canary, and what fires: the one of the two that is ill.
+MAIN, CANARY = {"run": "main"}, {"run": "canary"}
+TWO = [
+    ("both well", {}, {}, 50, []),
+    ("the canary stands still", {}, STUCK, 45, [("TrancheRowsStop", CANARY)]),
+    ("the run stands still", STUCK, {}, 45, [("TrancheRowsStop", MAIN)]),
+    ("both stand still", STUCK, STUCK, 45, [("TrancheRowsStop", MAIN), ("TrancheRowsStop", CANARY)]),
+    ("the canary passes all over", {}, {**STUCK, own("passed_over_total"): "0+60x60"}, 45, []),
+    ("the canary has nothing left", {}, {**STUCK, own("outstanding_messages"): "0x60", own("waiting_jobs"): "0x60",
+                                         own("source_lag_messages"): "0x60", READ: "0x60"}, 45, []),
+    ("a dead letter of the canary", {}, {own("dead_letters_total"): "0x20 1x40"}, 30, [("TrancheDeadLetters", CANARY)]),
+    ("KEDA sees nothing of the canary", {}, {READ: "0x60"}, 35,
+     [("TrancheKedaDisagrees", {"group": "tranche-canary"})]),
+    ("KEDA sees nothing of the run", {READ: "0x60"}, {}, 35, [("TrancheKedaDisagrees", {"group": "tranche"})]),
+    ("KEDA's sum is right and its parts are not", {READ: "20000-60x60"}, {READ: "160000-60x60"}, 35,
+     [("TrancheKedaDisagrees", {"group": "tranche"}), ("TrancheKedaDisagrees", {"group": "tranche-canary"})]),
+    ("a canary begins at the end", {}, {own("source_lag_messages"): "50x60", READ: "40x60"}, 35, []),
+    ("KEDA fails at the canary", {}, {KEDA_ERRORS: "0+2x60"}, 35,
+     [("TrancheKedaErrors", {"scaledObject": "tranche-canary"})]),
+    ("KEDA does not know the canary", {}, {READ: None}, 35, [("TrancheKedaUnseen", {"group": "tranche-canary"})]),
+    ("the canary's pods are gone", {}, {s: None for s in WELL}, 50, []),
+    ("the canary's GPU idles", {}, IDLE, 35, [("TrancheGpuIdle", {"pod": "c"})]),
+    ("on streams", REDIS, REDIS, 50, []),
+]
+NAMES = "alertname", "run", "group", "scaledObject", "pod"
+
+
+def side_by_side(name, run, canary, minute, fire):
+    return holds(name, {**run, **{of_canary(s): v for s, v in {**WELL, **canary}.items()}},
+                 f'count by ({", ".join(NAMES)}) (ALERTS{{alertstate="firing"}})',
+                 {"{" + ",".join(f'{k}="{v}"' for k, v in {"alertname": alert, **of}.items()) + "}": 1
+                  for alert, of in fire}, minute)
+
+
 def test_every_alert_fires_somewhere():
     assert set.union(*(c[3] for c in CASES)) == {r["alert"] for r in RULES if "alert" in r}
 
@@ -142,6 +192,9 @@ HOLD = [holds(name, series, 'count by (alertname) (ALERTS{alertstate="firing"})'
        [holds("redis counts a group once", REDIS, "tranche:group_lag_messages", {lag("redis"): 90000 - 30 * 60}),
         holds("the bottleneck's share", IDLE, "round(topk(1, tranche:bottleneck:ratio_rate5m), 0.25)",
               {f'{{{POD},what="pages"}}': 0.75}),
+        *(side_by_side(*t) for t in TWO),
+        holds("rows by run", {of_canary(s): v for s, v in WELL.items()}, "tranche:rows:rate5m",
+              {f'tranche:rows:rate5m{{namespace="t",run="{run}",status="ok"}}': 1 for run in ("main", "canary")}),
         holds("kafka adds up pods", SECOND, "tranche:group_lag_messages", {lag("kafka"): 90000 - 30 * 60 + 1000})]
 
 
@@ -163,7 +216,9 @@ def test_a_case_can_fail(tmp_path):
 
 @pytest.mark.parametrize("series, alert, words", [
     (IDLE, "TrancheGpuIdle", ["t/a: the GPU computes 10% of the time", "Held up by: pages (docs"]),
-    ({READ: "24x60"}, "TrancheKedaDisagrees", ["KEDA reads a lag of 24,", "The workers: 882"]),
+    ({READ: "24x60"}, "TrancheKedaDisagrees", ["t, group tranche: KEDA reads a lag of 24,", "The workers: 882"]),
+    ({of_canary(s): v for s, v in {**WELL, own("rows_total", 'status="ok"'): "0x60"}.items()},
+     "TrancheRowsStop", ["t, run canary: no row"]),
 ])
 def test_what_an_alert_says(series, alert, words, tmp_path):
     """promtool shows what it got where it wanted something else."""
