@@ -119,8 +119,10 @@ bool engine_park(struct engine *e, uint64_t tag);
 
 struct engine_stats {
     int64_t steps, rows, prefill_rows, decode_rows, cached_rows, sampled, evictions;
-    int64_t slot_steps;       /* sum over steps of running sequences: occupancy = / steps / slots */
-    int64_t device_ns;        /* sum over steps; equals the sum over requests */
+    int64_t padding_rows; /* computed beside `rows` and unused: a GPU's products run in buckets of
+                             rows. 0 on the CPU; the simulated engine has buckets of 16 */
+    int64_t slot_steps;   /* sum over steps of running sequences: occupancy = / steps / slots */
+    int64_t device_ns;    /* sum over steps; equals the sum over requests */
     int64_t busy_ns, idle_ns; /* as the device measured them: in steps, and between a step's end and
                                  the next one's start; 0: it does not measure */
     int32_t slots, running, waiting, pages, pages_used, pages_peak;

@@ -168,6 +168,7 @@ void engine_stats_add(struct engine_stats *sum, const struct engine_stats *one)
                                 (__int128)one->steps * one->slots + slots / 2) /
                                slots);
     sum->rows += one->rows;
+    sum->padding_rows += one->padding_rows;
     sum->prefill_rows += one->prefill_rows;
     sum->decode_rows += one->decode_rows;
     sum->cached_rows += one->cached_rows;

@@ -34,6 +34,8 @@ struct engine_net {
     int64_t (*bytes)(void *ctx, const char *what); /* as backend_ops.bytes; NULL: takes none */
     /* engine_stats.busy_ns and idle_ns; NULL: not measured */
     void (*times)(void *ctx, int64_t *busy_ns, int64_t *idle_ns);
+    /* Rows that a step of so many is computed as, at least as many; NULL: none is added. */
+    int32_t (*padded)(int32_t rows);
     void (*close)(void *ctx); /* NULL: nothing to close */
 };
 

@@ -40,6 +40,22 @@ static void cuda_times(void *ctx, int64_t *busy_ns, int64_t *idle_ns)
     backend_cuda_times(n->backend, busy_ns, idle_ns);
 }
 
+/* The most rows that run in the bucket of these, which is what their products compute. */
+static int32_t cuda_padded(int32_t rows)
+{
+    enum { WIDEST_BUCKET = 128 };
+    const int32_t below = backend_cuda_rows_below(rows);
+    int32_t in = rows, out = rows + WIDEST_BUCKET;
+    while (out - in > 1) {
+        const int32_t middle = in + (out - in) / 2;
+        if (backend_cuda_rows_below(middle) == below)
+            in = middle;
+        else
+            out = middle;
+    }
+    return in;
+}
+
 static int64_t cuda_bytes(void *ctx, const char *what)
 {
     struct cuda_net *n = ctx;
@@ -167,6 +183,7 @@ int engine_cuda_open(struct engine **out, const struct engine_opts *opts, struct
                              .slot_open = cuda_slot_open,
                              .bytes = cuda_bytes,
                              .times = cuda_times,
+                             .padded = cuda_padded,
                              .close = cuda_net_close};
     snprintf(net.fingerprint, sizeof net.fingerprint, "cuda-v1 %s %s",
              backend_cuda_device_name(o.device), c->family);

@@ -14,6 +14,7 @@ enum {
     SIM_SLOTS = 64,
     SIM_PAGES_MAX = 1 << 16,
     SIM_TOKENS_MEAN = 32,
+    SIM_BUCKET = 16, /* rows, as a GPU's narrowest products have */
 };
 
 struct sim_slot {
@@ -171,6 +172,11 @@ static int sim_forward(void *ctx, const struct step *step, struct sample_token *
     return E_OK;
 }
 
+static int32_t sim_padded(int32_t rows)
+{
+    return (rows + SIM_BUCKET - 1) / SIM_BUCKET * SIM_BUCKET;
+}
+
 static void sim_close(void *ctx)
 {
     struct sim *sim = ctx;
@@ -260,6 +266,7 @@ int engine_sim_open(struct engine **out, const struct engine_opts *opts, struct 
                              .fingerprint = "simulated",
                              .forward = sim_forward,
                              .slot_open = sim_slot_open,
+                             .padded = sim_padded,
                              .close = sim_close};
     sim->slots = mem_alloc((size_t)o->slots, sizeof *sim->slots);
     rc = sim->slots ? sim_vocabulary(sim, err)

@@ -340,6 +340,8 @@ static int run_step(struct engine *e, struct err *err)
     charge(e, taken, clock_mono_ns(e->clock) - before);
     e->stats.steps++;
     e->stats.rows += e->step.rows.n;
+    if (e->net.padded)
+        e->stats.padding_rows += e->net.padded(e->step.rows.n) - e->step.rows.n;
     e->stats.slot_steps += e->plan.n_running;
     for (int32_t i = 0; i < e->plan.n_picks; i++) {
         const struct schedule_pick *pick = &e->plan.picks[i];

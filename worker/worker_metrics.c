@@ -34,6 +34,8 @@ static void note_engine(struct worker *w)
     metric_set(METRIC_STEP_TOKENS, STEP_PREFILL, s.prefill_rows);
     metric_set(METRIC_STEP_TOKENS, STEP_DECODE, s.decode_rows);
     metric_set(METRIC_STEP_TOKENS, STEP_CACHED, s.cached_rows);
+    metric_set(METRIC_STEP_ROWS, STEP_USED, s.rows);
+    metric_set(METRIC_STEP_ROWS, STEP_PADDING, s.padding_rows);
     metric_set(METRIC_SLOT_STEPS, 0, s.slot_steps);
     metric_set(METRIC_SAMPLED, 0, s.sampled);
     metric_set(METRIC_EVICTIONS, 0, s.evictions);

@@ -185,6 +185,10 @@ static struct engine_stats run(const struct how *h, struct job *jobs)
     }
     engine_stats(e, &stats);
     engine_close(e);
+    if (stats.padding_rows <= 0 || (stats.rows + stats.padding_rows) % 16 != 0)
+        must(err_set(&err, E_FATAL, "%lld rows and %lld of padding are no buckets",
+                     (long long)stats.rows, (long long)stats.padding_rows),
+             &err);
     return stats;
 }
 

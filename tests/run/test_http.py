@@ -112,6 +112,10 @@ def check_sums(samples, postgres, database, again):
         database, "SELECT sum(prompt_tokens), sum(completion_tokens) FROM tranche.results")
     assert samples["tranche_prompt_tokens_total", ""] == prompt
     assert samples["tranche_completion_tokens_total", ""] == completion
+    # The simulated engine pads its steps to buckets of 16 rows, as a card does.
+    rows_of, tokens = (family(samples, f"tranche_engine_{n}_total", "kind") for n in ("step_rows", "tokens"))
+    assert rows_of["used"] == tokens["prefill"] + tokens["decode"]
+    assert rows_of["padding"] > 0 and (rows_of["used"] + rows_of["padding"]) % 16 == 0
     assert samples["tranche_dead_letters_total", ""] == \
         postgres.ask(database, "SELECT count(*) FROM tranche.dead_letters")[0][0]
     assert sum(family(samples, "tranche_duplicates_total", "kind").values()) == again

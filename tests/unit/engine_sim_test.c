@@ -234,6 +234,9 @@ static void step_time_is_charged(void **state)
     assert_int_equal(stats.device_ns, slept);
     assert_int_equal(sum, slept);
     assert_int_equal(slept, stats.steps * 1000003);
+    /* Seven slots never fill a bucket of 16 with decode rows. */
+    assert_int_equal((stats.rows + stats.padding_rows) % 16, 0);
+    assert_true(stats.padding_rows > 0 && stats.padding_rows < 16 * stats.steps);
     engine_close(e);
 }
 

@@ -81,6 +81,13 @@ static const struct family families[METRICS] = {
          .type = COUNTER,
          .label = "kind",
          .values = {"prefill", "decode", "cached"}},
+    [METRIC_STEP_ROWS] =
+        {.name = "tranche_engine_step_rows_total",
+         .help = "Rows that steps computed; padding: up to the width that a GPU's products run in, "
+                 "none on a CPU.",
+         .type = COUNTER,
+         .label = "kind",
+         .values = {"used", "padding"}},
     [METRIC_SLOT_STEPS] = {.name = "tranche_engine_slot_steps_total",
                            .help = "Sum over steps of the sequences that ran.",
                            .type = COUNTER},

@@ -26,6 +26,7 @@ enum metric {
     METRIC_SINK_RETRIES,
     METRIC_STEPS,
     METRIC_STEP_TOKENS, /* label: enum metric_step_tokens */
+    METRIC_STEP_ROWS,   /* label: enum metric_step_rows */
     METRIC_SLOT_STEPS,
     METRIC_SAMPLED,
     METRIC_EVICTIONS,
@@ -66,6 +67,7 @@ enum metric {
 enum metric_duplicate { DUPLICATE_PRESENT, DUPLICATE_IN_FLIGHT };
 enum metric_attempt { ATTEMPT_STARTED, ATTEMPT_RETURNED };
 enum metric_step_tokens { STEP_PREFILL, STEP_DECODE, STEP_CACHED };
+enum metric_step_rows { STEP_USED, STEP_PADDING };
 enum metric_config { CONFIG_ADOPTED, CONFIG_REFUSED };
 enum metric_stage {
     METRIC_STAGE_QUEUE, /* from the message's time to the first step */
