@@ -308,6 +308,71 @@ def test_well_and_stale(look):
     assert [c["check"] for c in checks] == ["exit"], "its volumes are there: it has run"
 
 
+def graced(seconds, *args, env=(), command=("tranche",), **status):
+    made = pod(phase="Running", conditions=[{"type": "Ready", "status": "True"}], **status)
+    made["spec"]["terminationGracePeriodSeconds"] = seconds
+    if seconds is None:
+        del made["spec"]["terminationGracePeriodSeconds"]
+    made["spec"]["containers"][0] |= {
+        "command": list(command), "args": list(args), "env": list(env),
+        "volumeMounts": [{"name": "db", "mountPath": "/var/run/db"},
+                         {"name": "settings", "mountPath": "/etc/tranche"}]}
+    made["spec"]["volumes"] = [{"name": "settings", "configMap": {"name": "tranche"}}]
+    return made
+
+
+def settings(text, name="tranche"):
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name},
+            "data": {"tranche.conf": text}}
+
+
+CONF = "--config=/etc/tranche/tranche.conf"
+FILE = settings("# a comment\nmodel = /models/model\ngrace = 280s\n")
+FLAG = {"name": "TRANCHE_GRACE", "value": "280s"}
+# objects, verdict; None: nothing is said
+GRACES = [
+    ([graced(300, "worker", "--grace=280s")], None),
+    ([graced(299, "worker", "--grace=280s")], "warn"),
+    ([graced(281, "worker", "--grace", "280s")], "warn"),
+    ([graced(280, "worker", "--grace=280s")], "fault"),
+    ([graced(30, "worker", "--grace=1h")], "fault"),
+    ([graced(30, "worker")], "fault"),
+    ([graced(None, "worker")], "fault"),
+    ([graced(50, "worker")], None),
+    ([graced(60, "worker", env=[FLAG])], "fault"),
+    ([graced(60, "worker", "--grace=10s", env=[FLAG])], None),
+    ([graced(60, "worker", env=[{"name": "TRANCHE_GRACE", "valueFrom": {}}])], None),
+    ([graced(60, "worker", CONF), FILE], "fault"),
+    ([graced(60, "worker", env=[{"name": "TRANCHE_CONFIG", "value": CONF[9:]}]), FILE], "fault"),
+    ([graced(60, "worker", CONF, "--grace=30s"), FILE], None),
+    ([graced(300, "worker", CONF), FILE], None),
+    ([graced(60, "worker", CONF)], None),
+    ([graced(60, "worker", CONF), settings("grace = 280s", "other")], None),
+    ([graced(60, "worker", CONF), settings("grace = long")], None),
+    ([graced(30, "worker", CONF), settings("model = /models/model")], "fault"),
+    ([graced(60, "init", "--grace=1h")], None),
+    ([graced(60, "--grace=1h", command=("tranche", "worker"))], "fault"),
+]
+
+
+@pytest.mark.parametrize("index", range(len(GRACES)))
+def test_grace_of_the_pod(look, index):
+    items, verdict = GRACES[index]
+    found = [c for c in look(items) if c["check"] == "grace"]
+    assert [c["verdict"] for c in found] == ([verdict] if verdict else []), found
+    for c in found:
+        assert c["text"].startswith("Pod/tranche-worker-abc-x7k2p: terminationGracePeriodSeconds is ")
+        assert "terminationGracePeriodSeconds 20 s above" in c["mend"]
+
+
+def test_grace_names_both_values_and_only_who_may_still_stop(look):
+    [_, found] = look([graced(60, "worker", CONF), FILE])
+    assert "is 60, the worker takes 280 s to stop: it is killed before" in found["text"]
+    done = graced(60, "worker", "--grace=280s")
+    done["status"] = {"phase": "Succeeded"}
+    assert {c["verdict"] for c in look([done])} == {"ok"}
+
+
 def test_repeated_events_are_told_once(look):
     again = [event("FailedMount", mount("db", 'secret "tranche-db" not found'), last=f"2026-01-0{i}")
              for i in range(1, 6)]
@@ -329,7 +394,12 @@ def test_any_shape_is_survived(look):
             "containerStatuses": [None, 1, {"state": 3}, {"state": {"terminated": {"exitCode": "x"}}}]}},
            {"kind": "Event", "involvedObject": 2, "reason": [], "message": {}},
            {"kind": "ResourceQuota", "status": {"hard": {"a": 1, "b": "x"}, "used": {"b": 2}}},
-           {"kind": "PersistentVolumeClaim"},
+           {"kind": "PersistentVolumeClaim"}, {"kind": "ConfigMap", "metadata": 3, "data": []},
+           {"kind": "Pod", "metadata": {"name": "odd"}, "status": {"phase": "Running"},
+            "spec": {"terminationGracePeriodSeconds": "x", "volumes": [3, {"name": "s", "configMap": 4}],
+                     "containers": [None, {"args": 3}, {"args": ["worker", 5, "--grace"], "env": {}},
+                                    {"args": ["worker", "--config=/c/x"], "volumeMounts": [
+                                        1, {"name": "s", "mountPath": "/c"}, {"mountPath": ""}]}]}},
            unscheduled(NODES + "\x1b[31m Insufficient nvidia.com/gpu é\n" + "x" * 5000)]
     checks = look(odd)
     for c in checks:

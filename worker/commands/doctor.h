@@ -39,6 +39,10 @@ void doctor_model(struct doctor *d);    /* folder, config, weights, tokenizer, t
 void doctor_queue(struct doctor *d);    /* --source, where it is given */
 /* kubectl's JSON in a file, "-": standard input. */
 void doctor_cluster(struct doctor *d, const char *path);
+/* A pod's terminationGracePeriodSeconds against the grace of the workers in it: of their flags,
+ * their environment, or a config file in a ConfigMap among `items`. `object`: the pod's name to
+ * say. */
+void doctor_pod_grace(struct doctor *d, const char *object, const json_t *pod, const json_t *items);
 
 /* A server's clock (wall, ns), read between `before` and `after` of ours. */
 void doctor_skew(struct doctor *d, const char *who, int64_t theirs, int64_t before, int64_t after);

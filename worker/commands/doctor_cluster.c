@@ -1,6 +1,6 @@
-/* doctor_cluster: `kubectl get pods,events,pvc,resourcequota -o json | tranche doctor --cluster -`:
- * why pods did not start, or ended. Reads that document alone and asks no cluster; what stands in
- * it is others' text, of any shape. */
+/* doctor_cluster: `kubectl get pods,events,pvc,resourcequota,configmaps -o json | tranche doctor
+ * --cluster -`: why pods did not start, or ended. Reads that document alone and asks no cluster;
+ * what stands in it is others' text, of any shape. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -305,6 +305,8 @@ static void judge_pod(struct cluster *c, const json_t *pod)
                       "`kubectl exec POD -- wget -qO- "
                       "localhost:9464/readyz`, or its status page, says what it waits for",
                       "%s: runs, and is not ready", object);
+    if (strcmp(phase, "Pending") == 0 || strcmp(phase, "Running") == 0)
+        doctor_pod_grace(c->d, object, pod, c->items);
 }
 
 /* ---- events, claims, quotas ---- */
@@ -434,8 +436,8 @@ void doctor_cluster(struct doctor *d, const char *path)
                       path, strerror(errno));
     else if (!json_is_array(c.items))
         doctor_report(d, VERDICT_FAULT, "cluster",
-                      "kubectl get pods,events,pvc,resourcequota -o json | tranche doctor "
-                      "--cluster -",
+                      "kubectl get pods,events,pvc,resourcequota,configmaps -o json | tranche "
+                      "doctor --cluster -",
                       "%s: want a list of objects as JSON, found %s", path,
                       document ? "another document" : why.text);
     else

@@ -233,7 +233,8 @@ const struct option option_table[] = {
     {"limit", DLQ | AUDIT | DIFF, OPTION_INT, "100", 0, 1e9, NULL, "N", "Operator",
      "list at most so many; 0: all"},
     {"cluster", DOCTOR, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Operator",
-     "look at `kubectl get pods,events,pvc,resourcequota -o json` in place of this machine; \"-\": "
+     "look at `kubectl get pods,events,pvc,resourcequota,configmaps -o json` in place of this "
+     "machine; \"-\": "
      "standard input"},
     {"list", DIFF, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Operator",
      "the jobs that differ too, in order of batch and id"},
