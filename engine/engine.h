@@ -49,7 +49,7 @@ struct engine_opts {
     int64_t kv_bytes;      /* 0: chosen; at least one sequence of max_model_len must fit */
     int32_t device;        /* ENGINE_CUDA: index of the GPU; else of the engine beside others */
     int32_t sharers;       /* engines on the same CPUs and memory, this one included; 0: alone */
-    int32_t threads;       /* 0: the CPUs this process may run on */
+    int32_t threads;       /* 0: the CPUs this process may run on, of its control group */
     int32_t isa;           /* enum cpu_isa, or -1: best */
     bool no_prefix_sharing;
     bool no_graphs;        /* ENGINE_CUDA: launch a step's kernels one by one */

@@ -1,10 +1,9 @@
 /* engine_cpu: a model on the CPU backend as a net: sizes chosen from the model and the memory. */
-#include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
+#include "engine/control_group.h"
 #include "engine/engine_core.h"
 #include "engine/model.h"
 
@@ -43,47 +42,31 @@ static void cpu_net_close(void *ctx)
     mem_free(n);
 }
 
-/* The number behind `key` in a small file of the kernel, or -1 ("max" in a control group). */
-static int64_t read_number(const char *path, const char *key)
-{
-    char buf[4096];
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return -1;
-    ssize_t n = read(fd, buf, sizeof buf - 1);
-    close(fd);
-    if (n <= 0)
-        return -1;
-    buf[n] = '\0';
-    const char *at = strstr(buf, key);
-    if (!at)
-        return -1;
-    at += strlen(key);
-    at += strspn(at, " \t");
-    char *end;
-    long long v = strtoll(at, &end, 10);
-    return end == at ? -1 : (int64_t)v;
-}
-
-/* What this process may still take: of the machine and of its control group. */
+/* What this process may still take: of the machine and of its control groups. */
 static int64_t memory_left(void)
 {
-    int64_t kib = read_number("/proc/meminfo", "MemAvailable:");
-    int64_t left = kib < 0 ? INT64_C(4) << 30 : kib * 1024;
-    int64_t most = read_number("/sys/fs/cgroup/memory.max", "");
-    int64_t used = read_number("/sys/fs/cgroup/memory.current", "");
-    if (most >= 0 && used >= 0)
-        left = TR_MIN(left, TR_MAX(most - used, 0));
-    return left;
+    int64_t left = INT64_C(4) << 30;
+    char line[128];
+    struct control_group group;
+    FILE *f = fopen("/proc/meminfo", "re");
+    while (f && fgets(line, sizeof line, f))
+        if (strncmp(line, "MemAvailable:", 13) == 0)
+            left = strtoll(line + 13, NULL, 10) * 1024;
+    if (f)
+        fclose(f);
+    control_group_read(&group, "");
+    return group.memory_left < 0 ? left : TR_MIN(left, group.memory_left);
 }
 
 static int32_t cpus_allowed(void)
 {
     cpu_set_t set;
+    struct control_group group;
     CPU_ZERO(&set);
     if (sched_getaffinity(0, sizeof set, &set) != 0)
         return 1;
-    return TR_MAX(CPU_COUNT(&set), 1);
+    control_group_read(&group, "");
+    return control_group_threads(&group, TR_MAX(CPU_COUNT(&set), 1));
 }
 
 static int64_t page_bytes(const struct model_config *c)

@@ -55,6 +55,17 @@ def test_a_start_within_a_limit(binary):
     assert isinstance(killed, str) and "tranche run left with" in killed, "the limit is one"
 
 
+@pytest.mark.skipif(not memory_groups(), reason="want control groups that can be written")
+def test_an_engine_fits_itself_into_a_limit(binary):
+    """Asked for nothing, it takes what the group leaves, of either version, not what the machine has."""
+    free = measure(binary)["best"]
+    limit = (free["peak_rss"] - (32 << 20)) & ~4095
+    held = measure(binary, "--limit", limit, "--", "--restarts=0")
+    assert not isinstance(held, str), held
+    assert held["best"]["peak_rss"] < limit
+    assert held["best"]["taken"]["kv pages"] < free["taken"]["kv pages"]
+
+
 def loop_devices():
     """Whether a disk of our own can be made and slowed here."""
     return os.getuid() == 0 and os.path.exists("/dev/loop-control") and \

@@ -308,18 +308,9 @@ static void wait_statuses_are_read_well(void **state)
     assert_int_equal(supervisor_cause(SIGABRT, &s, DEATH_NONE, false), DEATH_SIGABRT);
 }
 
-static void memory_files_are_read_well(void **state)
+static void memory_is_known(void **state)
 {
     (void)state;
-    struct str path;
-    assert_int_equal(memory_kills_parse(STR("low 0\nhigh 1\nmax 2\noom 3\noom_kill 4\n")), 4);
-    assert_int_equal(memory_kills_parse(STR("oom_kill 12")), 12);
-    assert_int_equal(memory_kills_parse(STR("oom 3\noom_group_kill 4\n")), -1);
-    assert_int_equal(memory_kills_parse(STR("")), -1);
-    assert_true(memory_group_parse(STR("12:memory:/old\n0::/a/b\n"), &path));
-    assert_true(str_eq(path, STR("/a/b")));
-    assert_true(memory_group_parse(STR("0::/\n"), &path) && str_eq(path, STR("/")));
-    assert_false(memory_group_parse(STR("12:memory:/old\n"), &path));
     assert_true(memory_resident(getpid()) > 1 << 20);
     assert_int_equal(memory_resident(-1), 0);
 }
@@ -338,7 +329,7 @@ int main(void)
         WITH_SCRIPT(a_stop_before_the_handlers_is_no_death),
         WITH_SCRIPT(an_ignored_hangup_stays_ignored),
         cmocka_unit_test(wait_statuses_are_read_well),
-        cmocka_unit_test(memory_files_are_read_well),
+        cmocka_unit_test(memory_is_known),
     };
     return cmocka_run_group_tests_name("supervisor", tests, NULL, NULL);
 }

@@ -101,12 +101,12 @@ static int run_tokenizer(json_t *runs, const struct loaded_model *m, const char 
 static int run_all(json_t *doc, const struct loaded_model *m, struct engine *e,
                    const struct config *config, struct err *err)
 {
-    double seconds = (double)config_int(config, "measure") / 1e9, quota;
+    double seconds = (double)config_int(config, "measure") / 1e9;
     int threads = (int)config_int(config, "threads");
     int isa = config_choice(config, "isa");
     struct bench_ceilings top;
     json_t *runs = json_object_get(doc, "runs");
-    threads = threads ? threads : cpus_allowed(&quota);
+    threads = threads ? threads : threads_chosen();
     int rc =
         bench_ceilings(&top, threads, isa ? (enum cpu_isa)(isa - 1) : cpu_isa_best(), seconds, err);
     if (rc != E_OK)

@@ -29,6 +29,7 @@ int64_t memory_limit(void);
 int64_t disk_free(const char *dir); /* bytes for this user; -1: no such folder */
 /* CPUs this process may run on, and the share of them that its control group grants (0: all). */
 int cpus_allowed(double *quota);
+int threads_chosen(void); /* what an engine with --threads=0 takes of them */
 
 void doctor_cpu(struct doctor *d);
 void doctor_gpu(struct doctor *d);    /* driver, cards, topology */

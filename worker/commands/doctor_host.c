@@ -9,6 +9,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "engine/control_group.h"
 #include "worker/commands/doctor.h"
 
 #define NFS_MAGIC  0x6969u     /* statfs(2) */
@@ -29,20 +30,11 @@ static bool file_line(const char *path, const char *key, char *line, size_t cap)
     return found;
 }
 
-/* A number of /sys/fs/cgroup/NAME; -1 where there is no such file or no limit ("max"). */
-static int64_t cgroup_number(const char *name)
-{
-    char path[128], line[64], *end;
-    snprintf(path, sizeof path, "/sys/fs/cgroup/%s", name);
-    if (!file_line(path, "", line, sizeof line))
-        return -1;
-    long long v = strtoll(line, &end, 10);
-    return end == line ? -1 : v;
-}
-
 int64_t memory_limit(void)
 {
-    return cgroup_number("memory.max");
+    struct control_group group;
+    control_group_read(&group, "");
+    return group.memory_limit;
 }
 
 int64_t disk_free(const char *dir)
@@ -57,24 +49,28 @@ int64_t memory_available(void)
     int64_t system = -1;
     if (file_line("/proc/meminfo", "MemAvailable:", line, sizeof line))
         system = strtoll(line + strlen("MemAvailable:"), NULL, 10) * 1024;
-    int64_t limit = cgroup_number("memory.max"), used = cgroup_number("memory.current");
-    if (limit < 0 || used < 0)
+    struct control_group group;
+    control_group_read(&group, "");
+    if (group.memory_left < 0)
         return system;
-    int64_t left = TR_MAX(limit - used, 0);
-    return system < 0 ? left : TR_MIN(system, left);
+    return system < 0 ? group.memory_left : TR_MIN(system, group.memory_left);
 }
 
 int cpus_allowed(double *quota)
 {
     cpu_set_t set;
-    char line[64];
+    struct control_group group;
     int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    double share, period;
-    *quota = 0;
-    if (file_line("/sys/fs/cgroup/cpu.max", "", line, sizeof line) &&
-        sscanf(line, "%lf %lf", &share, &period) == 2 && period > 0)
-        *quota = share / period;
+    control_group_read(&group, "");
+    *quota = group.cpus;
     return n;
+}
+
+int threads_chosen(void)
+{
+    double quota;
+    int cpus = cpus_allowed(&quota);
+    return control_group_threads(&(struct control_group){.cpus = quota}, cpus);
 }
 
 static void cpu_features(char *out, size_t cap)
@@ -105,7 +101,7 @@ void doctor_cpu(struct doctor *d)
     double quota;
     int cpus = cpus_allowed(&quota);
     int64_t asked = config_int(d->config, "threads");
-    int64_t threads = asked ? asked : cpus;
+    int64_t threads = asked ? asked : threads_chosen();
     enum cpu_isa best = cpu_isa_best();
     if (file_line("/proc/cpuinfo", "model name", line, sizeof line) && strchr(line, ':'))
         model = strchr(line, ':') + 2;
@@ -119,7 +115,8 @@ void doctor_cpu(struct doctor *d)
                                                       : cpu_isa_name(best),
                       features);
     if (threads > cpus)
-        doctor_report(d, VERDICT_WARN, "threads", "--threads=0 takes one for each CPU",
+        doctor_report(d, VERDICT_WARN, "threads",
+                      "--threads=0 takes one for each CPU that it may use",
                       "want at most the %d CPUs of this process, found --threads=%lld", cpus,
                       (long long)threads);
     else if (quota > 0 && quota < (double)threads)

@@ -19,7 +19,7 @@ static void look_at_memory(struct doctor *d)
     if (own >= limit)
         doctor_report(d, VERDICT_WARN, "limits",
                       "set --memory-limit below it, so that someone is left to record why",
-                      "--memory-limit is %lld MiB, the control group kills at %lld MiB",
+                      "--memory-limit is %lld MiB, the control group grants %lld MiB",
                       (long long)(own / MIB), (long long)(limit / MIB));
     else
         doctor_report(d, VERDICT_OK, "limits", NULL, "the control group grants %lld MiB of memory",

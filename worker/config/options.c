@@ -201,7 +201,8 @@ const struct option option_table[] = {
     {"graphs", ENGINE, OPTION_FLAG, "true", 0, 0, NULL, NULL, "Engine",
      "launch a GPU's step as one CUDA graph; changes no byte of output"},
     {"threads", ENGINE, OPTION_INT, "0", 0, 1024, NULL, "N", "Engine",
-     "compute threads; 0: the CPUs this process may run on"},
+     "compute threads; 0: the CPUs this process may run on, as far as its control group grants "
+     "them"},
     {"isa", ENGINE, OPTION_CHOICE, "auto", 0, 0, "auto|scalar|avx2|avx512", "NAME", "Engine",
      "vector unit; auto: the best that this CPU has"},
 

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "engine/control_group.h"
+
 enum { FILE_BYTES = 4096 };
 
 /* A small file of /proc or /sys; empty where it cannot be read. */
@@ -31,42 +33,9 @@ int64_t memory_resident(pid_t pid)
     return strtoll(at, NULL, 10) * sysconf(_SC_PAGESIZE);
 }
 
-int64_t memory_kills_parse(struct str events)
-{
-    static const char name[] = "oom_kill ";
-    const char *at = events.ptr, *end = at + events.len;
-    while (at < end) {
-        const char *newline = memchr(at, '\n', (size_t)(end - at));
-        size_t n = (size_t)((newline ? newline : end) - at);
-        if (n > sizeof name - 1 && memcmp(at, name, sizeof name - 1) == 0)
-            return strtoll(at + sizeof name - 1, NULL, 10);
-        at += n + 1;
-    }
-    return -1;
-}
-
-bool memory_group_parse(struct str cgroups, struct str *path)
-{
-    const char *at = cgroups.ptr, *end = at + cgroups.len;
-    while (at < end) {
-        const char *newline = memchr(at, '\n', (size_t)(end - at));
-        size_t n = (size_t)((newline ? newline : end) - at);
-        if (n >= 4 && memcmp(at, "0::/", 4) == 0) {
-            *path = (struct str){at + 3, n - 3};
-            return true;
-        }
-        at += n + 1;
-    }
-    return false;
-}
-
 int64_t memory_kills(void)
 {
-    char buf[FILE_BYTES], path[FILE_BYTES + 64];
-    struct str group;
-    if (!memory_group_parse(read_small("/proc/self/cgroup", buf), &group))
-        return 0;
-    snprintf(path, sizeof path, "/sys/fs/cgroup" STR_FMT "/memory.events", STR_ARG(group));
-    int64_t kills = memory_kills_parse(read_small(path, buf));
-    return TR_MAX(kills, (int64_t)0);
+    struct control_group group;
+    control_group_read(&group, "");
+    return TR_MAX(group.oom_kills, (int64_t)0);
 }

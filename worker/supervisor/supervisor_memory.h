@@ -8,13 +8,8 @@
 
 /* Bytes of a process that are resident; 0: not known. */
 int64_t memory_resident(pid_t pid);
-/* Processes of this control group (version 2) that were killed for want of memory so far; 0: none,
- * or not known. */
+/* Processes of this control group that were killed for want of memory so far; 0: none, or not
+ * known. */
 int64_t memory_kills(void);
-
-/* Pure parts, for the tests. "oom_kill 3" of memory.events; -1: no such line. */
-int64_t memory_kills_parse(struct str events);
-/* The folder of the group of "0::/a/b" in /proc/self/cgroup; false: no version 2 there. */
-bool memory_group_parse(struct str cgroups, struct str *path);
 
 #endif
