@@ -107,6 +107,10 @@ static void admit(struct worker *w, struct job *job)
 static void after_lookup(struct worker *w, struct job *job, const struct lookup *l)
 {
     char why[128];
+    if (job->stage == STAGE_SPOOLED) {
+        worker_found_replayed(w, job, l->state);
+        return;
+    }
     job->attempts = l->attempts;
     job->parked = l->parked;
     if (l->state == LOOKUP_SAME) {
@@ -147,16 +151,25 @@ void worker_go_on(struct worker *w, struct job *job)
     }
 }
 
+/* A drain begins nothing, but what is finished is still acknowledged. */
+static struct job *next_lookup(struct worker *w)
+{
+    struct job *job = list_take(&w->replayed);
+    return job || w->draining ? job : list_take(&w->to_look_up);
+}
+
 static void send_lookups(struct worker *w)
 {
-    if (w->lookup.busy || w->to_look_up.n == 0 || w->draining)
-        return;
     size_t n = 0;
-    for (struct job *job; n < LOOKUP_MAX && (job = list_take(&w->to_look_up)); n++) {
+    if (w->lookup.busy)
+        return;
+    for (struct job *job; n < LOOKUP_MAX && (job = next_lookup(w)); n++) {
         w->looked_up[n] = job;
         w->lookups[n] = (struct lookup){.key = {job->run, job->batch_id, job->custom_id},
                                         .sha256 = job->sha256};
     }
+    if (n == 0)
+        return;
     w->lookup.lookups = w->lookups;
     w->lookup.n = n;
     FAILPOINT("s4.before_lookup");

@@ -109,7 +109,8 @@ struct worker {
     struct lost_range gaps[SOURCE_GAPS_MAX], sent_gaps[SOURCE_GAPS_MAX]; /* for the next commit */
     size_t n_gaps;
 
-    struct list spooled; /* their rows stand in the spool, not yet in the database */
+    struct list spooled;  /* their rows stand in the spool, not yet in the database */
+    struct list replayed; /* they have left the spool: to be looked up, whose rows are there */
     enum sink_state sink_state;
     bool gave_up;
 
@@ -237,8 +238,10 @@ void worker_partition_flush(struct worker *w);        /* tells the source once a
 struct progress worker_progress_of(const struct worker *w, int32_t partition);
 /* worker_spool.c: while the sink is away. */
 void worker_sink_state(struct worker *w, enum sink_state state);
-void worker_after_spool(struct worker *w);     /* the commit is in the spool, its jobs wait */
-void worker_after_replay(struct worker *w);    /* and now it is in the database */
+void worker_after_spool(struct worker *w);  /* the commit is in the spool, its jobs wait */
+void worker_after_replay(struct worker *w); /* and now it is in the database */
+/* What the lookup of a replayed job says: acknowledged, or a dead letter. */
+void worker_found_replayed(struct worker *w, struct job *job, enum lookup_state state);
 void worker_give_up(struct worker *w);         /* the grace is over: the sink gets no more time */
 bool worker_rows_owed(const struct worker *w); /* wait for the sink before the end */
 void worker_spool_rest(struct worker *w);      /* last of all, without threads: what is finished */

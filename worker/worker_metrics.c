@@ -74,7 +74,7 @@ static void note_queue(struct worker *w)
 /* Adds the time since the last look to what is in the way now. */
 static void note_bottleneck(struct worker *w, int64_t since_ns)
 {
-    size_t rows = TR_MIN(w->to_commit.n + w->n_committing + w->spooled.n, w->out.n);
+    size_t rows = TR_MIN(w->to_commit.n + w->n_committing + w->spooled.n + w->replayed.n, w->out.n);
     struct bottleneck_view v = {.sink_away = w->sink_state != SINK_WELL,
                                 .slots = metric_get(METRIC_SLOTS, 0),
                                 .running = metric_get(METRIC_RUNNING, 0),

@@ -1,6 +1,10 @@
 /* worker_spool: the time without a database. Nothing new is claimed; what is counted goes through
  * the engine, into the spool and out of memory; nothing is acknowledged before the replay. A full
- * spool stops the refill of the slots too: what could be saved nowhere is not begun. */
+ * spool stops the refill of the slots too: what could be saved nowhere is not begun.
+ *
+ * In a replay the first row stays, and other workers have had an outage's time to write theirs. So
+ * what was replayed is looked up once more: where the row is another request's, the job becomes a
+ * dead letter, as its own commit would have made it. */
 #include "engine/log.h"
 #include "worker/monitor/metrics.h"
 #include "worker/worker_impl.h"
@@ -39,7 +43,17 @@ void worker_after_replay(struct worker *w)
     w->summary->dead_letters += counts.dead_letters;
     metric_add(METRIC_INSERTED, 0, counts.inserted);
     for (struct job *job; (job = list_take(&w->spooled));)
+        list_add(&w->replayed, job);
+}
+
+void worker_found_replayed(struct worker *w, struct job *job, enum lookup_state state)
+{
+    if (state == LOOKUP_CONFLICT) {
+        outstanding_leave_key(&w->out, job);
+        worker_conflict(w, job);
+    } else { /* also where no row has its key: a key that cannot be stored has a dead letter */
         worker_present(w, job);
+    }
 }
 
 void worker_give_up(struct worker *w)
@@ -51,7 +65,7 @@ void worker_give_up(struct worker *w)
 bool worker_rows_owed(const struct worker *w)
 {
     bool lost_hope = w->gave_up && w->sink_state != SINK_WELL;
-    return (w->progress_ns || w->spooled.n) && !lost_hope;
+    return (w->progress_ns || w->spooled.n || w->replayed.n) && !lost_hope;
 }
 
 void worker_spool_rest(struct worker *w)

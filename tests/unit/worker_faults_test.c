@@ -148,6 +148,42 @@ static void the_next_worker_replays(void **state)
     assert_int_equal(spool_left, 0);
 }
 
+/* Another worker has had the outage's time to answer another request under an id of ours: met by
+ * the worker that spooled, and by the one behind it. */
+static void a_replay_meets_a_row_of_another_request(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = many,
+                          .n = 100,
+                          .down_at = 1,
+                          .down_for = 100,
+                          .spool_bytes = 1 << 20,
+                          .grace_ns = 300000000,
+                          .stop = &stop_flag};
+    for (int how = 0; how < 2; how++) {
+        rows_file_remove();
+        if (how == 1) {
+            set.down_for = 1 << 20;
+            stop_in(1);
+            assert_int_equal(run(&set), E_OK);
+            assert_true(summary.work_left && spool_left > 0);
+            stop_flag = 0;
+            set.down_for = 0;
+        }
+        rival = "j0";
+        assert_int_equal(run(&set), E_OK);
+        assert_null(rival);
+        expect_all_done(100);
+        assert_int_equal(spool_left, 0);
+        assert_int_equal(ask("SELECT count(*) FROM results WHERE status='ok'"), 100);
+        assert_int_equal(ask("SELECT count(*) FROM results WHERE answer='theirs'"), 1);
+        assert_int_equal(ask("SELECT count(*) FROM dead_letters"), 1);
+        assert_int_equal(ask("SELECT count(*) FROM dead_letters WHERE custom_id='j0' AND "
+                             "reason='id_conflict' AND length(payload) > 0"),
+                         1);
+    }
+}
+
 static void engine_failures_are_failed_rows(void **state)
 {
     (void)state;
@@ -224,6 +260,7 @@ int main(void)
         WITH_FILE(an_outage_loses_and_doubles_nothing),
         WITH_FILE(an_outage_that_ends_badly_keeps_the_spool),
         WITH_FILE(the_next_worker_replays),
+        WITH_FILE(a_replay_meets_a_row_of_another_request),
         WITH_FILE(engine_failures_are_failed_rows),
         WITH_FILE(a_lost_engine_ends_the_worker),
         WITH_FILE(a_broken_model_stops_intake),
