@@ -4,7 +4,9 @@
 set -eu
 cd "$(dirname "$0")/.."
 version=4.1.0
-out=.cache/kafka/$version-tools # its command-line tools among them, which grant rights
+# Its command-line tools among them, which grant rights, and something that writes its log: without a
+# backend its library for that drops every line.
+out=.cache/kafka/$version-logged
 if [ ! -f "$out/complete" ]; then
     command -v mvn >/dev/null 2>&1 || {
         echo "kafka: want Maven and Java 17, found no mvn; tools/install.sh test installs both" >&2
@@ -21,6 +23,8 @@ if [ ! -f "$out/complete" ]; then
     <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$version</version>
   </dependency><dependency>
     <groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>$version</version>
+  </dependency><dependency>
+    <groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version>
   </dependency></dependencies>
 </project>
 END

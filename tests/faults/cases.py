@@ -4,6 +4,7 @@ hurt, an observer that looks on, and the invariants at the end (RELIABILITY 5.3)
 A case is (row, parameters, seed). Everything random comes from `self.dice`, so it can be replayed."""
 import contextlib
 import json
+import os
 import random
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ import time
 
 import psycopg2
 
+import evidence
 from ledger import Ledger
 from queues import KafkaQueue, RedisQueue
 from servers import (BINARY, PASSWORD, ROLE, ROOT, Worker, clean_environment, redis_server)
@@ -63,6 +65,7 @@ class Case:
             self.private = redis_server.Server(self.folder / "redis")
             self.cleanups.append(self.private.stop)
         self.queue = self.make_queue()
+        self.broker_log = self.broker_said()
         self.ledger = Ledger(self.folder / "ledger")
         self.jobs = {}                    # id -> text of what is to become its row
         self.expected_dead = set()        # ids that are to become dead letters
@@ -74,6 +77,17 @@ class Case:
         self.started = time.time()
 
     # ---- ends ----
+
+    def broker_said(self):
+        """The size of the Kafka broker's log."""
+        return os.path.getsize(self.servers.kafka.log) if self.queue.kind == "kafka" else 0
+
+    def keep_broker(self):
+        """For a case that fails: once, as early as that is known. What the broker is in passes."""
+        kept = self.folder / "broker"
+        if self.queue.kind == "kafka" and not kept.exists():
+            with contextlib.suppress(OSError):  # a full disk fails no case that had not failed yet
+                evidence.keep(self.servers.kafka, self.queue, kept, self.broker_log)
 
     def make_queue(self):
         kind = self.params.get("broker", "redis")
@@ -188,6 +202,7 @@ class Case:
         last = self.worker(name="last", idle="700ms", step=how.pop("step", "1ms"), **how)
         status = last.wait(timeout)
         if status is None:
+            self.keep_broker()
             self.violate(f"I9: not done within {timeout} s: {self.queue.left()} left")
             last.kill()
         elif status != 0:
@@ -307,6 +322,8 @@ class Case:
         return round(gaps / max(times[-1] - times[1], 1e-9), 3)
 
     def close(self, keep=False):
+        if keep:
+            self.keep_broker()
         for w in self.workers:
             w.kill()
         if self.observer:

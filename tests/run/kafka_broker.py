@@ -38,6 +38,9 @@ num.network.threads=2
 num.io.threads=2
 """
 
+LOGGING = ["-Dorg.slf4j.simpleLogger.showDateTime=true",
+           "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS"]
+
 
 def free_ports(n):
     sockets = [socket.socket() for _ in range(n)]
@@ -58,6 +61,7 @@ class Broker:
         self.port, controller = free_ports(2)
         self.address = f"127.0.0.1:{self.port}"
         self.properties = f"{self.folder}/server.properties"
+        self.log = f"{self.folder}/server.log"
         os.makedirs(self.folder, exist_ok=True)
         with open(self.properties, "w") as f:
             f.write(PROPERTIES.format(port=self.port, controller=controller, folder=self.folder))
@@ -74,8 +78,8 @@ class Broker:
 
     def launch(self):
         """Does not wait until it answers."""
-        with open(f"{self.folder}/server.log", "ab") as log:
-            self.process = subprocess.Popen(self.command("kafka.Kafka", self.properties),
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(self.command(*LOGGING, "kafka.Kafka", self.properties),
                                             stdout=log, stderr=log, cwd=self.folder,
                                             start_new_session=True)
 
@@ -83,7 +87,7 @@ class Broker:
         self.launch()
         until = time.monotonic() + 90
         while time.monotonic() < until:
-            assert self.process.poll() is None, open(f"{self.folder}/server.log").read()[-3000:]
+            assert self.process.poll() is None, open(self.log).read()[-3000:]
             answer = subprocess.run(["kcat", "-b", self.address, "-L", "-m", "2"],
                                     stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             if answer.returncode == 0 and b"1 brokers" in answer.stdout:
