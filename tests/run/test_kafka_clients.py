@@ -252,6 +252,20 @@ def test_transactions_of_another_producer(call, broker, tmp_path):
     group.close()
     assert committed == end == 153, "three markers stand between and behind 150 messages"
 
+    # The stored position is behind the last message, before its marker: nothing is to be done again.
+    again = work(call, url, "", tmp_path)
+    assert again.returncode == 0, again.stderr.decode()[-3000:]
+    assert b"event=partition_start partition=0 position=152" in again.stderr
+    assert b"progress_behind_group" not in again.stderr
+    db = sqlite3.connect(tmp_path / "rows.db")
+    db.execute("UPDATE partition_progress SET position = 151")
+    db.commit()
+    db.close()
+    back = work(call, url, "", tmp_path, "--idle-exit", "3s")
+    assert back.returncode == 0, back.stderr.decode()[-3000:]
+    assert b"event=progress_behind_group partition=0 progress=151 committed=153" in back.stderr
+    assert statuses(tmp_path) == [("ok", 100, 100)]
+
 
 def assignors(process):
     found = re.findall(r"event=(?:kafka_open|kafka_classic_group).*", process.stderr.decode())

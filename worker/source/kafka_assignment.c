@@ -237,15 +237,14 @@ static void note_start(struct source_kafka *k, int32_t partition, int64_t positi
 }
 
 /* The watermark where there is one, else the group's offset, else the first message. A watermark
- * below the group's offset: the database went back in time, and the lost rows are done again. */
+ * below the group's offset: the database went back in time, and the lost rows are done again; or
+ * nothing but markers of transactions stand between the two, as the next message will tell. */
 static void choose_start(struct source_kafka *k, int32_t partition, int64_t committed, int64_t low,
                          int64_t high)
 {
     struct kafka_partition *p = &k->partitions[partition];
     int64_t at = p->start >= 0 ? p->start : committed >= 0 ? committed : low;
-    if (p->start >= 0 && committed > p->start)
-        LOG(LOG_WARN, "progress_behind_group", LOG_I("partition", partition),
-            LOG_I("progress", p->start), LOG_I("committed", committed));
+    p->ahead = p->start >= 0 && committed > p->start ? committed : -1;
     if (at < low) {
         add_gap(k, partition, at, low);
         at = low;

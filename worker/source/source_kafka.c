@@ -144,6 +144,15 @@ static bool all_done(struct source_kafka *k, struct err *err)
            kafka_client_lag(k->rk, k->topic, k->n_partitions) == 0;
 }
 
+/* The first message behind the stored position: the group had it acknowledged, its row is gone. */
+static void mind_progress(struct kafka_partition *p, const rd_kafka_message_t *m)
+{
+    if (m->offset < p->ahead)
+        LOG(LOG_WARN, "progress_behind_group", LOG_I("partition", m->partition),
+            LOG_I("progress", p->start), LOG_I("committed", p->ahead));
+    p->ahead = -1;
+}
+
 /* Takes one message into a job. 1; 0: the budget is spent; an error. */
 static int take(struct source_kafka *k, rd_kafka_message_t *m, struct job **out, bool first,
                 int64_t *bytes_left, struct err *err)
@@ -155,6 +164,7 @@ static int take(struct source_kafka *k, rd_kafka_message_t *m, struct job **out,
         return 0;
     }
     *bytes_left -= bytes;
+    mind_progress(p, m);
     *out = kafka_job(k->topic, m, k->clock);
     if (*out) {
         (*out)->tombstone = k->opts.tombstone_cancels && m->key && !m->payload;

@@ -23,6 +23,7 @@ struct kafka_partition {
     bool halted;   /* what kafka_pause said last: the library keeps it across assignments */
     bool ended;    /* its end came behind the last message */
     int64_t start; /* as the sink has it; -1: nothing on record */
+    int64_t ahead; /* the group's offset, where it stood above start and no message has come yet */
     struct kafka_watermark watermark;
     int64_t sequence;
     int64_t first_sequence; /* of this assignment: earlier messages are of another one */
