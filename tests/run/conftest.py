@@ -26,6 +26,21 @@ def tiny_model():
     return ROOT / "examples/tiny-model"
 
 
+@pytest.fixture(scope="module")
+def postgres():
+    from postgres_server import Server  # here: not every test's machine has its client
+    with Server() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory):
+    from kafka_broker import Broker
+    broker = Broker(tmp_path_factory.mktemp("kafka")).start()
+    yield broker
+    broker.kill()
+
+
 @pytest.fixture
 def tranche(binary, tmp_path):
     """tranche("run", ..., stdin="...", env={...}) -> CompletedProcess, run in tmp_path."""

@@ -1,7 +1,6 @@
 """Copies of dead letters: each letter of the table reaches the dead-letter queue with its key, bytes
 and headers, whatever dies between the row and the copy; and no ack waits for that."""
 import json
-import os
 import random
 import re
 import signal
@@ -12,53 +11,16 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 import redis_server
-from kafka_broker import Broker
-from postgres_server import Server
+from queue_site import QueueSite
 from redis_server import at_rest, wait_until
 
 SIM = ["--engine", "sim", "--sim-tokens", "4", "--slots", "8"]
 
 
-@pytest.fixture(scope="module")
-def postgres():
-    with Server() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def kafka(tmp_path_factory):
-    broker = Broker(tmp_path_factory.mktemp("kafka")).start()
-    yield broker
-    broker.kill()
-
-
-class Site:
-    def __init__(self, binary, postgres, folder):
-        self.binary, self.postgres, self.folder = binary, postgres, folder
-        self.name, self.workers = f"d{time.monotonic_ns()}", []
-        postgres.ask("postgres", f"CREATE DATABASE {self.name}")
-        self.call("migrate", "--db", postgres.url(self.name))
-        postgres.ask("postgres", f"CREATE ROLE w{self.name} LOGIN IN ROLE tranche_worker")
-        self.db = postgres.url(self.name, "w" + self.name)
-
-    def call(self, *args, want=0):
-        env = {k: v for k, v in os.environ.items() if not k.startswith("TRANCHE_")}
-        done = subprocess.run([self.binary, *map(str, args)], stdout=subprocess.PIPE, env=env,
-                              stderr=subprocess.PIPE, timeout=120, cwd=self.folder, check=False)
-        assert done.returncode == want, done.stderr.decode()[-3000:]
-        return done.stderr.decode()
-
+class Site(QueueSite):
     def work(self, *options):
-        path = self.folder / f"worker-{len(self.workers) + 1}.log"
-        with open(path, "wb") as log:
-            worker = subprocess.Popen(
-                [self.binary, "worker", *SIM, "--source", self.source, "--db", self.db,
-                 "--broker-config", str(self.folder / "conf"), "--dead-letters-to", self.to,
-                 "--flush-interval", "100ms", "--progress", "off", *map(str, options)],
-                stdout=log, stderr=log, cwd=self.folder)
-        worker.log = path
-        self.workers.append(worker)
-        return worker
+        return self.start(*SIM, "--source", self.source, "--broker-config", self.folder / "conf",
+                          "--dead-letters-to", self.to, *options)
 
     def finish(self, *options):
         worker = self.work("--idle-exit", "1s", *options)
@@ -69,12 +31,6 @@ class Site:
         return {r[0]: r[1:] for r in self.postgres.ask(
             self.name, "SELECT source_key, custom_id, payload, message_key, copied_at, reason, "
             "sha256, queue FROM tranche.dead_letters")}
-
-    def close(self):
-        for worker in self.workers:
-            if worker.poll() is None:
-                worker.kill()
-            worker.wait()
 
 
 class KafkaSite(Site):
@@ -280,7 +236,7 @@ def test_refusals(redis_site):
 
     def refusal(*options, db=site.db):
         return site.call("worker", *SIM, "--source", site.source, "--db", db, "--connect-timeout",
-                         "1s", *options, want=64)
+                         "1s", *options, want=64).stderr.decode()
 
     assert "another queue" in refusal("--dead-letters-to", site.source)
     assert "no such stream" in refusal("--dead-letters-to", site.server.url("nowhere"))

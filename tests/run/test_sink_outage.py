@@ -3,7 +3,6 @@ whatever dies meanwhile, each id gets one row. And what each SQLSTATE class asks
 file injects."""
 import contextlib
 import json
-import os
 import pathlib
 import re
 import signal
@@ -14,45 +13,14 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 import redis_server
-from kafka_broker import Broker
-from postgres_server import Server
+from queue_site import QueueSite
 from redis_server import acknowledged, group, wait_until
 
 SIM = ["--engine", "sim", "--sim-step", "8ms", "--sim-tokens", "8", "--slots", "8"]
 FAST_KAFKA = "session.timeout.ms = 2000\nheartbeat.interval.ms = 300\n"
 
 
-@pytest.fixture(scope="module")
-def postgres():
-    with Server() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def kafka(tmp_path_factory):
-    broker = Broker(tmp_path_factory.mktemp("kafka")).start()
-    yield broker
-    broker.kill()
-
-
-class Site:
-    """A database, a queue with its jobs, workers; one for each test."""
-
-    def __init__(self, binary, postgres, folder, name):
-        self.binary, self.postgres, self.folder, self.name = binary, postgres, folder, name
-        self.workers, self.started = [], 0
-        postgres.ask("postgres", f"CREATE DATABASE {name}")
-        self.call("migrate", "--db", postgres.url(name))
-        postgres.ask("postgres", f"CREATE ROLE w{name} LOGIN IN ROLE tranche_worker")
-        self.db = postgres.url(name, "w" + name)
-
-    def call(self, *args, timeout=120):
-        env = {k: v for k, v in os.environ.items() if not k.startswith("TRANCHE_")}
-        done = subprocess.run([self.binary, *map(str, args)], stdout=subprocess.PIPE, env=env,
-                              stderr=subprocess.PIPE, timeout=timeout, cwd=self.folder, check=False)
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
-        return done
-
+class Site(QueueSite):
     def submit(self, n, words=1, **more):
         path = self.folder / "jobs.jsonl"
         path.write_text("".join(json.dumps(
@@ -60,19 +28,9 @@ class Site:
         self.call("init", "--source", self.url, *self.options)
         self.call("submit", "--source", self.url, *self.options, path)
 
-    def work(self, *options, sim=None):
-        self.started += 1
-        with open(f"{self.folder}/worker-{self.started}.log", "wb") as log:
-            worker = subprocess.Popen(
-                [self.binary, "worker", *(sim or SIM), "--source", self.url, *self.options, "--db",
-                 self.db, "--flush-interval", "100ms", "--claim-rows", "400", "--progress", "off",
-                 *map(str, options)], stdout=log, stderr=log, cwd=self.folder)
-        self.workers.append(worker)
-        worker.number = self.started
-        return worker
-
-    def log(self, worker):
-        return (self.folder / f"worker-{worker.number}.log").read_text()
+    def work(self, *options):
+        return self.start(*SIM, "--source", self.url, *self.options, "--claim-rows", "400",
+                          *options)
 
     def wait_log(self, worker, text, timeout=60):
         wait_until(lambda: text in self.log(worker), timeout)
@@ -93,16 +51,10 @@ class Site:
         assert self.postgres.ask(self.name, "SELECT count(*) FROM tranche.job_attempts") == [(0,)]
         assert self.acked() == n and self.acked_without_row() == []
 
-    def close(self):
-        for worker in self.workers:
-            if worker.poll() is None:
-                worker.kill()
-            worker.wait()
-
 
 class RedisSite(Site):
-    def __init__(self, binary, postgres, folder, name):
-        super().__init__(binary, postgres, folder, name)
+    def __init__(self, binary, postgres, folder):
+        super().__init__(binary, postgres, folder)
         self.server = redis_server.Server(folder / "redis")
         self.url, self.options = self.server.url(), ["--broker-config", folder / "conf"]
         (folder / "conf").write_text("lease = 3s\n")
@@ -127,10 +79,10 @@ class RedisSite(Site):
 
 
 class KafkaSite(Site):
-    def __init__(self, binary, postgres, folder, name, broker):
-        super().__init__(binary, postgres, folder, name)
+    def __init__(self, binary, postgres, folder, broker):
+        super().__init__(binary, postgres, folder)
         self.broker = broker
-        self.url = f"kafka://{broker.address}/{name}"
+        self.url = f"kafka://{broker.address}/{self.name}"
         self.options = ["--broker-config", folder / "conf"]
         (folder / "conf").write_text(FAST_KAFKA)
 
@@ -161,15 +113,17 @@ class KafkaSite(Site):
 
 @pytest.fixture(params=["redis", "kafka"])
 def site(request, binary, postgres, tmp_path):
-    name = f"d{time.monotonic_ns()}"
-    if request.param == "redis":
-        made = RedisSite(binary, postgres, tmp_path, name)
-    else:
-        made = KafkaSite(binary, postgres, tmp_path, name, request.getfixturevalue("kafka"))
+    made = RedisSite(binary, postgres, tmp_path) if request.param == "redis" else \
+        KafkaSite(binary, postgres, tmp_path, request.getfixturevalue("kafka"))
     yield made
     made.close()
-    with contextlib.suppress(Exception):
-        postgres.ask("postgres", f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def redis_site(binary, postgres, tmp_path):
+    made = RedisSite(binary, postgres, tmp_path)
+    yield made
+    made.close()
 
 
 @contextlib.contextmanager
@@ -265,86 +219,77 @@ def rss(pid):
     return int(re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1]) << 10
 
 
-def test_a_full_spool_stops_the_refill_and_loses_nothing(binary, postgres, tmp_path):
-    site = RedisSite(binary, postgres, tmp_path, f"d{time.monotonic_ns()}")
-    try:
-        n = 1000
-        site.submit(n, words=300)  # a row holds its request: 3 kB
-        worker = site.work("--spool-dir", site.folder / "spool", "--spool-bytes", "1MiB",
-                           "--idle-exit", "1s", "--supervise=off")
-        wait_until(lambda: len(site.rows()) > 50, 60)
-        with away(postgres):
-            site.wait_log(worker, "event=sink_state state=away_full")
-            time.sleep(1)
-            held, size = rss(worker.pid), sum(p.stat().st_size for p in
-                                              (site.folder / "spool").glob("*.seg"))
-            time.sleep(3)
-            assert size <= 1 << 20 and rss(worker.pid) - held < 4 << 20
-            assert site.spool_rows(worker) < 400
-        assert worker.wait(90) == 0, site.log(worker)[-3000:]
-        assert site.spool() == []
-        site.check(n)
-    finally:
-        site.close()
+def test_a_full_spool_stops_the_refill_and_loses_nothing(redis_site, postgres):
+    site = redis_site
+    n = 1000
+    site.submit(n, words=300)  # a row holds its request: 3 kB
+    worker = site.work("--spool-dir", site.folder / "spool", "--spool-bytes", "1MiB",
+                       "--idle-exit", "1s", "--supervise=off")
+    wait_until(lambda: len(site.rows()) > 50, 60)
+    with away(postgres):
+        site.wait_log(worker, "event=sink_state state=away_full")
+        time.sleep(1)
+        held, size = rss(worker.pid), sum(p.stat().st_size for p in
+                                          (site.folder / "spool").glob("*.seg"))
+        time.sleep(3)
+        assert size <= 1 << 20 and rss(worker.pid) - held < 4 << 20
+        assert site.spool_rows(worker) < 400
+    assert worker.wait(90) == 0, site.log(worker)[-3000:]
+    assert site.spool() == []
+    site.check(n)
 
 
-def test_stopped_in_an_outage(binary, postgres, tmp_path):
+def test_stopped_in_an_outage(redis_site, postgres):
     """SIGTERM while the database is away: what is finished is in the spool, the rest released."""
-    site = RedisSite(binary, postgres, tmp_path, f"d{time.monotonic_ns()}")
-    try:
-        n = 900
-        site.submit(n)
-        spool = ["--spool-dir", site.folder / "spool"]
-        worker = site.work(*spool, "--grace", "3s")
-        wait_until(lambda: len(site.rows()) > 50, 60)
-        with away(postgres):
-            spooled = run_into_outage(site, worker)
-            worker.send_signal(signal.SIGTERM)
-            assert worker.wait(60) == 143, site.log(worker)[-3000:]
-            assert f"event=rows_left_in_spool rows={spooled}" in site.log(worker)
-        again = site.work(*spool, "--idle-exit", "1s")
-        assert again.wait(90) == 0, site.log(again)[-3000:]
-        assert site.spool() == []
-        site.check(n)
-    finally:
-        site.close()
+    site = redis_site
+    n = 900
+    site.submit(n)
+    spool = ["--spool-dir", site.folder / "spool"]
+    worker = site.work(*spool, "--grace", "3s")
+    wait_until(lambda: len(site.rows()) > 50, 60)
+    with away(postgres):
+        spooled = run_into_outage(site, worker)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(60) == 143, site.log(worker)[-3000:]
+        assert f"event=rows_left_in_spool rows={spooled}" in site.log(worker)
+    again = site.work(*spool, "--idle-exit", "1s")
+    assert again.wait(90) == 0, site.log(again)[-3000:]
+    assert site.spool() == []
+    site.check(n)
 
 
-def test_refusals(binary, postgres, tmp_path):
-    site = RedisSite(binary, postgres, tmp_path, f"d{time.monotonic_ns()}")
-    try:
-        site.call("init", "--source", site.url, *site.options)
-        spool = ["--spool-dir", site.folder / "spool"]
-        worker = site.work(*spool)
-        site.wait_log(worker, "event=run_started")
-        second = site.work(*spool)
-        assert second.wait(30) == 64
-        children = pathlib.Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text()
-        holder = re.search(r"in use by process (\d+)", site.log(second))[1]
-        assert holder in (str(worker.pid), *children.split())
-        site.submit(900)
-        wait_until(lambda: len(site.rows()) > 20, 60)
-        with away(postgres):
-            run_into_outage(site, worker)
-            worker.kill()
-            worker.wait()
-        blue = site.work(*spool, "--run", "blue")
-        assert blue.wait(30) == 64
-        assert 'want rows of run "blue", found "main"' in site.log(blue)
-        assert site.spool()
-        # A torn tail and a damaged record cost these jobs a second run, nothing else.
-        segment = site.folder / "spool" / site.spool()[0]
-        data = bytearray(segment.read_bytes())
-        data[len(data) // 2] ^= 1
-        segment.write_bytes(data[:-7])
-        again = site.work(*spool, "--idle-exit", "1s")
-        assert again.wait(60) == 0, site.log(again)[-3000:]
-        assert "event=spool_record_damaged" in site.log(again)
-        assert "event=spool_tail_dropped" in site.log(again)
-        assert site.spool() == []
-        site.check(900)
-    finally:
-        site.close()
+def test_refusals(redis_site, postgres):
+    site = redis_site
+    site.call("init", "--source", site.url, *site.options)
+    spool = ["--spool-dir", site.folder / "spool"]
+    worker = site.work(*spool)
+    site.wait_log(worker, "event=run_started")
+    second = site.work(*spool)
+    assert second.wait(30) == 64
+    children = pathlib.Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text()
+    holder = re.search(r"in use by process (\d+)", site.log(second))[1]
+    assert holder in (str(worker.pid), *children.split())
+    site.submit(900)
+    wait_until(lambda: len(site.rows()) > 20, 60)
+    with away(postgres):
+        run_into_outage(site, worker)
+        worker.kill()
+        worker.wait()
+    blue = site.work(*spool, "--run", "blue")
+    assert blue.wait(30) == 64
+    assert 'want rows of run "blue", found "main"' in site.log(blue)
+    assert site.spool()
+    # A torn tail and a damaged record cost these jobs a second run, nothing else.
+    segment = site.folder / "spool" / site.spool()[0]
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 1
+    segment.write_bytes(data[:-7])
+    again = site.work(*spool, "--idle-exit", "1s")
+    assert again.wait(60) == 0, site.log(again)[-3000:]
+    assert "event=spool_record_damaged" in site.log(again)
+    assert "event=spool_tail_dropped" in site.log(again)
+    assert site.spool() == []
+    site.check(900)
 
 
 # ---- SQLSTATE classes ----
