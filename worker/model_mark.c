@@ -9,8 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "worker/model_hash.h"
 #include "worker/job/text.h"
+#include "worker/model_hash.h"
 
 enum { HEAD_BYTES = 64 << 10, PIECES = 512, PIECE_BYTES = 64, FILES_MAX = 4096 };
 

@@ -4,8 +4,8 @@
 
 #include "engine/log.h"
 #include "worker/failpoint.h"
-#include "worker/monitor/metrics.h"
 #include "worker/job/prepare.h"
+#include "worker/monitor/metrics.h"
 
 enum { POOL_BATCH = 32 };
 

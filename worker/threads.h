@@ -9,9 +9,9 @@
 #include "worker/queue.h"
 #include "worker/ready_queue.h"
 #include "worker/sink/sink.h"
-#include "worker/supervisor/supervisor.h"
-#include "worker/source/source.h"
 #include "worker/sink/spool.h"
+#include "worker/source/source.h"
+#include "worker/supervisor/supervisor.h"
 
 /* What arrives in the worker's event queue. */
 enum event {

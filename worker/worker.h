@@ -14,8 +14,8 @@
 
 #include "worker/job/prepare.h"
 #include "worker/monitor/progress.h"
-#include "worker/source/source.h"
 #include "worker/sink/spool.h"
+#include "worker/source/source.h"
 #include "worker/supervisor/supervisor.h"
 
 struct worker_opts {

@@ -1,8 +1,8 @@
 /* worker_commit: the transaction and what follows it. See worker.h: the ack comes behind the
  * COMMIT, here and nowhere else. */
-#include "worker/worker_impl.h"
 #include "worker/failpoint.h"
 #include "worker/monitor/metrics.h"
+#include "worker/worker_impl.h"
 
 static void part(struct worker *w, struct job *job, int task)
 {

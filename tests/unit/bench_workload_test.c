@@ -1,13 +1,13 @@
 /* A workload through an engine (the simulated one), and the document that tells of it. */
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
-#include <cmocka.h>
-#include <fcntl.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
+#include <cmocka.h>
 
 #include "engine/log.h"
 #include "worker/bench/bench_gpu.h"

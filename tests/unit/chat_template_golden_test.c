@@ -1,14 +1,14 @@
 /* chat_template: equal to Jinja2 on every construct, on every code point and on whole templates;
  * golden files of tools/golden_chat_template.py. */
+#include <openssl/evp.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <cmocka.h>
-#include <openssl/evp.h>
 #include <stdio.h>
 #include <unistd.h>
 #include <utf8proc.h>
+#include <cmocka.h>
 
 #include "engine/chat_template.h"
 

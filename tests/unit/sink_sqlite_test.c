@@ -10,10 +10,10 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "tests/unit/sink_deaths.h"
 #include "generated/schema_sqlite.h"
-#include "worker/sink/sink.h"
+#include "tests/unit/sink_deaths.h"
 #include "worker/job/text.h"
+#include "worker/sink/sink.h"
 
 static char path[64];
 

@@ -10,8 +10,8 @@
 #include <signal.h>
 #include <stdlib.h>
 
-#include "worker/supervisor/death.h"
 #include "worker/job/job.h"
+#include "worker/supervisor/death.h"
 #include "worker/suspects.h"
 
 static void limits_halve_down_to_one(void **state)

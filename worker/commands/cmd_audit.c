@@ -9,8 +9,8 @@
 #include "worker/commands/console.h"
 #include "worker/job/job.h"
 #include "worker/job/share.h"
-#include "worker/source/producer.h"
 #include "worker/sink/sink_postgres.h"
+#include "worker/source/producer.h"
 
 enum { LOOK_UP = 256 };
 static const int64_t TOLD_NS = 2000000000, CHUNK_BYTES = 32 << 20;

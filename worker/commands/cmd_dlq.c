@@ -3,8 +3,8 @@
 #include "worker/commands/commands.h"
 #include "worker/commands/console.h"
 #include "worker/sink/dead_letters.h"
-#include "worker/source/producer.h"
 #include "worker/sink/sink.h"
+#include "worker/source/producer.h"
 
 enum { REDRIVE_CHUNK = 16, SQL_MAX = 1200 };
 

@@ -5,8 +5,8 @@
 
 #include "worker/commands/commands.h"
 #include "worker/commands/console.h"
-#include "worker/source/producer.h"
 #include "worker/sink/sink.h"
+#include "worker/source/producer.h"
 
 static int parse_to(struct seek_to *to, const char *text, struct err *err)
 {

@@ -3,8 +3,8 @@
 
 #include "worker/commands/commands.h"
 #include "worker/commands/console.h"
-#include "worker/source/producer.h"
 #include "worker/sink/sink.h"
+#include "worker/source/producer.h"
 
 enum { RATE_SECONDS = 60 };
 

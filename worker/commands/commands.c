@@ -12,13 +12,13 @@
 #include "generated/version.h"
 #include "kernels/kernels.h"
 #include "worker/commands/export.h"
+#include "worker/commands/run.h"
+#include "worker/commands/submit.h"
 #include "worker/monitor/gpu_watch.h"
 #include "worker/monitor/health.h"
 #include "worker/monitor/http.h"
 #include "worker/monitor/metrics.h"
 #include "worker/monitor/progress.h"
-#include "worker/commands/run.h"
-#include "worker/commands/submit.h"
 
 void command_log_setup(const struct config *config)
 {

@@ -10,9 +10,9 @@
 
 #include "worker/commands/commands.h"
 #include "worker/config/config.h"
+#include "worker/job/text.h"
 #include "worker/sink/query.h"
 #include "worker/sink/sink.h"
-#include "worker/job/text.h"
 
 /* A file that appears under its name when it is complete. */
 struct output {

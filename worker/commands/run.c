@@ -8,10 +8,10 @@
 #include <unistd.h>
 
 #include "engine/log.h"
-#include "worker/monitor/metrics.h"
-#include "worker/model_hash.h"
-#include "worker/sink/outbox.h"
 #include "worker/commands/show.h"
+#include "worker/model_hash.h"
+#include "worker/monitor/metrics.h"
+#include "worker/sink/outbox.h"
 #include "worker/sink/sink_postgres.h"
 #include "worker/stop.h"
 #include "worker/worker.h"

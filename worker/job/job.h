@@ -20,8 +20,8 @@
 #include "engine/engine.h"
 #include "engine/json.h"
 #include "worker/job/parked_state.h"
-#include "worker/sink/sink.h"
 #include "worker/job/text.h"
+#include "worker/sink/sink.h"
 
 enum {
     JOB_BYTES_MAX = 4 << 20, /* a longer message is one invalid row */

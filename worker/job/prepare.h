@@ -6,9 +6,9 @@
 #define TRANCHE_WORKER_JOB_PREPARE_H
 
 #include "worker/job/job_config.h"
+#include "worker/job/result.h"
 #include "worker/open_model.h"
 #include "worker/queue.h"
-#include "worker/job/result.h"
 
 struct prepare_context {
     const struct loaded_model *model;

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 
 #include "engine/log.h"
-#include "worker/sink/postgres_sink.h"
 #include "worker/job/result.h"
+#include "worker/sink/postgres_sink.h"
 
 enum { SHOWN_BYTES = 48 };
 

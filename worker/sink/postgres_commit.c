@@ -1,9 +1,9 @@
 /* postgres_commit: the transaction that writes results, dead letters, batches and progress. */
 #include <stdlib.h>
 
+#include "worker/failpoint.h"
 #include "worker/job/output_sum.h"
 #include "worker/sink/postgres_sink.h"
-#include "worker/failpoint.h"
 
 const char postgres_results_layout[] = "ttttttitiiiitttttibtttttltttitdwww";
 

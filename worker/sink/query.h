@@ -4,8 +4,8 @@
 #ifndef TRANCHE_WORKER_SINK_QUERY_H
 #define TRANCHE_WORKER_SINK_QUERY_H
 
-#include "worker/sink/postgres_connection.h"
 #include "worker/job/text.h"
+#include "worker/sink/postgres_connection.h"
 
 enum query_access { QUERY_READ, QUERY_WRITE };
 

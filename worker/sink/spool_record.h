@@ -9,8 +9,8 @@
 #ifndef TRANCHE_WORKER_SINK_SPOOL_RECORD_H
 #define TRANCHE_WORKER_SINK_SPOOL_RECORD_H
 
-#include "worker/sink/sink.h"
 #include "worker/job/text.h"
+#include "worker/sink/sink.h"
 
 enum { SPOOL_MAGIC_BYTES = 8, SPOOL_HEAD_BYTES = 56, SPOOL_BODY_MAX = 1 << 30 };
 extern const char spool_magic[SPOOL_MAGIC_BYTES + 1];

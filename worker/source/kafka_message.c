@@ -1,7 +1,7 @@
 /* kafka_message: a job from a message: its bytes as they are, its coordinates, key and headers as
  * the row's `source` will show them. See source_kafka.h. */
-#include "worker/source/source_kafka.h"
 #include "worker/job/text.h"
+#include "worker/source/source_kafka.h"
 
 enum { HEADER_BYTES_MAX = 8192, KEY_BYTES_MAX = 1024, LONG_KEPT = 4096 };
 

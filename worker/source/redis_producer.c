@@ -6,8 +6,8 @@
 #include <stdio.h>
 
 #include "engine/log.h"
-#include "worker/source/source_redis.h"
 #include "worker/job/text.h"
+#include "worker/source/source_redis.h"
 
 enum { PIECES_MAX = 1 + 2 * PRODUCER_HEADERS_MAX, WINDOW = 256, WINDOW_BYTES = 4 << 20 };
 static const int64_t LIMIT_NS = 120000000000, REPLY_NS = 10000000000, PAUSE_NS = 100000000;

@@ -13,8 +13,8 @@
 #include <stdatomic.h>
 #include <sys/types.h>
 
-#include "worker/supervisor/death.h"
 #include "worker/open_model.h"
+#include "worker/supervisor/death.h"
 
 enum { DEATHS_MAX = 8, PROCESS_BYTES = 320 };
 
