@@ -272,6 +272,12 @@ size_t weights_n_files(const struct weights *w)
     return w->n_files;
 }
 
+const char *weights_file_name(const struct weights *w, size_t i)
+{
+    CHECK(i < w->n_files);
+    return w->files[i].name;
+}
+
 uint64_t weights_header_bytes(const struct weights *w)
 {
     uint64_t bytes = 0;

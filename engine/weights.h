@@ -54,9 +54,9 @@ bool weights_needs(const struct model_config *c, enum tensor_role role);
 struct weights_tensor weights_tensor(const struct weights *w, const struct model_config *c,
                                      enum tensor_role role, int32_t layer);
 
-/* Sums over the opened files: for log lines. */
 size_t weights_n_files(const struct weights *w);
-uint64_t weights_header_bytes(const struct weights *w);
+const char *weights_file_name(const struct weights *w, size_t i); /* without its folder */
+uint64_t weights_header_bytes(const struct weights *w);           /* a sum, for log lines */
 
 const struct weights *model_weights(const struct model *m);
 

@@ -40,6 +40,8 @@ static int dispatch(const struct config *config)
         return command_doctor(config);
     case COMMAND_BENCH:
         return command_bench(config);
+    case COMMAND_CACHE:
+        return command_cache(config);
     case COMMAND_MIGRATE:
         return command_migrate(config);
     case COMMAND_VERSION:

@@ -10,7 +10,7 @@ CACHE = subprocess.run([f"{ROOT}/tools/k8s_schemas.sh"], stdout=subprocess.PIPE,
                        check=True).stdout.decode().strip()
 # What an operator has on one cluster at a time, and what the rules hold against each other.
 WORLDS = {
-    "keda kafka": ["jobs/init", "keda/overlays/kafka", "monitoring/keda"],
+    "keda kafka": ["jobs/init", "jobs/cache", "keda/overlays/kafka", "monitoring/keda"],
     "keda redis": ["jobs/init", "keda/overlays/redis", "monitoring/keda"],
     "keda warm pool": ["jobs/init", "jobs/drain", "keda/overlays/warm-pool", "monitoring/keda"],
     "keda shrinking pool": ["jobs/init", "keda/overlays/shrinking-pool"],
@@ -26,7 +26,7 @@ WORLDS = {
     "keda predicted": ["jobs/init", "keda/overlays/predicted-work"],
     "keda two gpus": ["jobs/init", "keda/overlays/two-gpus"],
     "keda node models": ["jobs/init", "keda/overlays/node-models"],
-    "keda nfs": ["jobs/init", "keda/overlays/nfs-model-cache"],
+    "keda nfs": ["jobs/init", "jobs/cache-nfs", "keda/overlays/nfs-model-cache"],
     "jobs kafka": ["common/kafka", "jobs/init", "jobs/drain", "jobs/backfill", "jobs/cron", "monitoring/base"],
     "jobs redis": ["common/redis", "jobs/init", "jobs/drain", "jobs/cron"],
 }

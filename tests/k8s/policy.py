@@ -140,6 +140,25 @@ def models_are_read_only(objects):
 
 
 @rule
+def models_are_written_by_the_cache(objects):
+    """`tranche cache` alone, from a volume that it cannot change, to where the workers look."""
+    for name, template, c in containers(objects):
+        claims = {v["name"]: v["persistentVolumeClaim"].get("readOnly", False)
+                  for v in template["spec"].get("volumes", []) if "persistentVolumeClaim" in v}
+        mounts = {m["mountPath"] + "/": bool(m.get("readOnly") and claims[m["name"]])
+                  for m in c.get("volumeMounts", []) if m["name"] in claims}
+        if c["args"][0] != "cache":
+            yield from (f"{name}: can write {path}" for path, locked in mounts.items() if not locked)
+            continue
+        source, dest = c["args"][1:3]
+        for what, path, locked in (("source", source, True), ("destination", dest, False)):
+            if not any(path.startswith(m) and mounts[m] == locked for m in mounts):
+                yield f"{name}: no mount{' that is read-only' if locked else ''} for its {what} {path}"
+        if dest != settings(objects).get("model", dest):
+            yield f"{name}: writes {dest}, the workers read {settings(objects)['model']}"
+
+
+@rule
 def settings_reach_running_pods(objects):
     """The kubelet renews whole mounts only, and what is watched must be one."""
     folder = settings(objects).get("job-config")
@@ -356,11 +375,17 @@ def claims_fit_their_volumes(objects):
         if o["kind"] == "PersistentVolumeClaim":
             volume = volumes.get(o["spec"].get("volumeName"), {"spec": {}, "metadata": {}})["spec"]
             claim = {"namespace": o["metadata"].get("namespace"), "name": o["metadata"]["name"]}
-            if volume.get("claimRef") != claim or volume.get("accessModes") != ["ReadOnlyMany"] or \
-                    o["spec"]["accessModes"] != ["ReadOnlyMany"] or o["spec"].get("storageClassName") != "" or \
-                    not (volume.get("nfs", {}).get("readOnly")
+            writer = claim["name"].endswith("-writer")      # the cache Job's (models_are_written_by_the_cache)
+            modes = ["ReadWriteMany" if writer else "ReadOnlyMany"]
+            if volume.get("claimRef") != claim or volume.get("accessModes") != modes or \
+                    o["spec"]["accessModes"] != modes or o["spec"].get("storageClassName") != "" or \
+                    not (volume.get("nfs", {}).get("readOnly") or writer and "nfs" in volume
                          or volume.get("hostPath", {}).get("type") == "Directory"):
-                yield f"{label(o)}: claim and read-only volume do not fit: {volume}"
+                yield f"{label(o)}: claim and volume do not fit: {volume}"
+    shares = {json.dumps([v["spec"]["nfs"].get(k) for k in ("server", "path")]) for v in volumes.values()
+              if "nfs" in v["spec"]}
+    if len(shares) > 1:
+        yield f"what is written is not what is read: {sorted(shares)}"
 
 
 @rule

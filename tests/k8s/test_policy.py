@@ -147,6 +147,7 @@ POD = "spec.template.spec."
 BOX = POD + "containers.0."
 KEDA_POD = "spec.jobTargetRef.template.spec."
 KEDA_BOX = KEDA_POD + "containers.0."
+CACHE = "Job/tranche-cache"
 CANARY, CANARY_JOB = "keda canary", "ScaledJob/tranche-canary"
 CR, BACK, DROP = "keda canary redis", "keda canary redis back", "Job/tranche-drop-canary"
 JK, JR, KK, KR = "jobs kafka", "jobs redis", "keda kafka", "keda redis"
@@ -182,6 +183,11 @@ FIXTURES = [
     ("volumes_are_bounded", JK, INIT, POD + "volumes.2", {"name": "tmp", "hostPath": {"path": "/tmp"}}),
     ("models_are_read_only", JK, DRAIN, POD + "volumes.3.persistentVolumeClaim.readOnly", GONE),
     ("models_are_read_only", JK, DRAIN, BOX + "volumeMounts.3.readOnly", False),
+    ("models_are_written_by_the_cache", KK, CACHE, BOX + "volumeMounts.0.readOnly", GONE),
+    ("models_are_written_by_the_cache", KK, CACHE, POD + "volumes.0.persistentVolumeClaim.readOnly", False),
+    ("models_are_written_by_the_cache", KK, CACHE, BOX + "volumeMounts.1.mountPath", "/model"),
+    ("models_are_written_by_the_cache", KK, CACHE, BOX + "args.2", "/models/other"),
+    ("models_are_written_by_the_cache", KK, SCALED, KEDA_BOX + "volumeMounts.3.readOnly", GONE),
     ("runs_read_by_themselves", CANARY, CANARY_JOB, KEDA_BOX + "args.2", "--group=tranche"),
     ("runs_read_by_themselves", CANARY, CANARY_JOB, KEDA_BOX + "args.3", "--run=main"),
     ("runs_read_by_themselves", CANARY, CANARY_JOB, KEDA_BOX + "args.4", "--canary=100"),
@@ -255,6 +261,8 @@ FIXTURES = [
      {"app.kubernetes.io/name": "tranche"}),
     ("claims_fit_their_volumes", "keda nfs", "PersistentVolume/tranche-models", "spec.nfs.readOnly", GONE),
     ("claims_fit_their_volumes", "keda nfs", "PersistentVolume/tranche-models", "spec.claimRef.namespace", "default"),
+    ("claims_fit_their_volumes", "keda nfs", "PersistentVolume/tranche-models-writer", "spec.nfs.path", "/other"),
+    ("claims_fit_their_volumes", "keda nfs", "PersistentVolume/tranche-models-writer", "spec.accessModes", ["ReadOnlyMany"]),
     ("claims_fit_their_volumes", KN, "PersistentVolume/tranche-models", "spec.hostPath.type", "DirectoryOrCreate"),
     ("claims_fit_their_volumes", "keda nfs", "PersistentVolumeClaim/tranche-models", "spec.storageClassName", GONE),
     ("worker_has_a_gpu", K2, SCALED, KEDA_POD + "containers.0.args.2", "--device=cuda:0"),

@@ -32,7 +32,7 @@ def test_step_one(queue, tmp_path):
                           env={"PATH": f"{manifests.CACHE}:{os.environ['PATH']}"}, check=True)
     shown = done.stdout.decode()
     assert "image: images.example.org/tranche:0.1.0" in shown and "db.example.org/llm" in shown
-    objects = [o for folder in ("jobs/init", f"keda/overlays/{queue}")
+    objects = [o for folder in ("jobs/init", "jobs/cache", f"keda/overlays/{queue}")
                for o in manifests.render_folder(tmp_path / "k8s" / folder)]
     assert policy.broken(objects) == {}
     schemas = Schemas()

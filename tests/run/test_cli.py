@@ -9,7 +9,7 @@ import time
 import pytest
 
 COMMANDS = ["run", "worker", "init", "submit", "status", "cancel", "dlq", "seek", "audit", "prune", "export", "diff",
-            "tokenize", "doctor", "bench", "migrate", "version", "help"]
+            "cache", "tokenize", "doctor", "bench", "migrate", "version", "help"]
 
 
 def text(process):

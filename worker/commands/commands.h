@@ -22,6 +22,7 @@ int command_doctor(const struct config *config); /* exit 0 well, 1 warnings, 2 f
 int command_bench(const struct config *config);
 int command_version(const struct config *config);
 int command_migrate(const struct config *config);
+int command_cache(const struct config *config);
 int command_help(const struct config *config);
 
 struct postgres_opts;

@@ -44,6 +44,7 @@ enum command {
     COMMAND_SEEK = 32768,
     COMMAND_AUDIT = 65536,
     COMMAND_DIFF = 131072,
+    COMMAND_CACHE = 262144,
 };
 struct command_info {
     enum command id;

@@ -23,13 +23,14 @@ enum {
     SEEK = COMMAND_SEEK,
     AUDIT = COMMAND_AUDIT,
     DIFF = COMMAND_DIFF,
+    CACHE = COMMAND_CACHE,
     ROWS = EXPORT | DIFF,              /* only read rows */
     GROUP = STATUS | SEEK | AUDIT,     /* ask about a consumer group */
     BROKER = GROUP | DLQ,              /* and these speak with a broker at all */
     CONSOLE = BROKER | CANCEL | PRUNE, /* what an operator does */
     ENGINE = WORK | DOCTOR | BENCH,
     MODEL = ENGINE | TOKENIZE,
-    ALL = MODEL | ROWS | QUEUE | MIGRATE | CONSOLE,
+    ALL = MODEL | ROWS | QUEUE | MIGRATE | CONSOLE | CACHE,
 };
 #define KIB 1024.0
 #define MIB (1024 * KIB)
@@ -117,6 +118,14 @@ const struct command_info command_table[] = {
      "Exit: 0 done, 3 something of --fail-on was found, 64 options or a run without rows, 65 "
      "rights\n"
      "or schema, 69 database.",
+     2},
+    {COMMAND_CACHE, "cache", "SOURCE DEST", "copy a model folder to a volume that workers read",
+     "Copies what opening the folder SOURCE reads, by way of DEST.partial: a copy that was cut\n"
+     "short goes on. Each file is read back from the volume and held against its SHA-256, which\n"
+     "DEST/tranche-cache.json keeps; the whole is opened as a worker does, and named DEST last.\n"
+     "Where DEST is there with the same content nothing is done; with another it stays as it is.\n"
+     "Exit: 0 done or there already, 64 options, 65 SOURCE not whole or DEST of other content,\n"
+     "74 DEST cannot be written, 130 Ctrl-C, 143 SIGTERM.",
      2},
     {COMMAND_TOKENIZE, "tokenize", "", "JSON strings on standard input to arrays of token ids",
      "Each input line is one JSON string; each output line is one JSON array of ids. --decode "
