@@ -42,6 +42,8 @@ static int dispatch(const struct config *config)
         return command_bench(config);
     case COMMAND_CACHE:
         return command_cache(config);
+    case COMMAND_SMOKE:
+        return command_smoke(config);
     case COMMAND_MIGRATE:
         return command_migrate(config);
     case COMMAND_VERSION:

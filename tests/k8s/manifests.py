@@ -10,8 +10,8 @@ CACHE = subprocess.run([f"{ROOT}/tools/k8s_schemas.sh"], stdout=subprocess.PIPE,
                        check=True).stdout.decode().strip()
 # What an operator has on one cluster at a time, and what the rules hold against each other.
 WORLDS = {
-    "keda kafka": ["jobs/init", "jobs/cache", "keda/overlays/kafka", "monitoring/keda"],
-    "keda redis": ["jobs/init", "keda/overlays/redis", "monitoring/keda"],
+    "keda kafka": ["jobs/init", "jobs/cache", "jobs/smoke", "keda/overlays/kafka", "monitoring/keda"],
+    "keda redis": ["jobs/init", "jobs/smoke", "keda/overlays/redis", "monitoring/keda"],
     "keda warm pool": ["jobs/init", "jobs/drain", "keda/overlays/warm-pool", "monitoring/keda"],
     "keda shrinking pool": ["jobs/init", "keda/overlays/shrinking-pool"],
     "keda canary": ["jobs/init", "keda/overlays/kafka", "keda/overlays/canary", "monitoring/keda"],

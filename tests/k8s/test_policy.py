@@ -222,6 +222,7 @@ FIXTURES = [
     ("exit_codes_are_ours", JK, INIT, "spec.podFailurePolicy.rules.0", GONE),
     ("exit_codes_are_ours", JK, INIT, "spec.podFailurePolicy.rules.1.onExitCodes.containerName", "worker"),
     ("exit_codes_are_ours", JK, INIT, "spec.podFailurePolicy.rules.3.onExitCodes.operator", "NotIn"),
+    ("exit_codes_are_ours", KK, "Job/tranche-smoke", "spec.podFailurePolicy.rules.1.onExitCodes.containerName", "init"),
     ("exit_codes_are_documented", JK, INIT, "spec.podFailurePolicy.rules.3.onExitCodes.values", [69, 71]),
     ("jobs_end_well", JK, INIT, POD + "restartPolicy", "OnFailure"),
     ("jobs_end_well", KK, SCALED, "spec.jobTargetRef.podReplacementPolicy", GONE),

@@ -32,7 +32,7 @@ def test_step_one(queue, tmp_path):
                           env={"PATH": f"{manifests.CACHE}:{os.environ['PATH']}"}, check=True)
     shown = done.stdout.decode()
     assert "image: images.example.org/tranche:0.1.0" in shown and "db.example.org/llm" in shown
-    objects = [o for folder in ("jobs/init", "jobs/cache", f"keda/overlays/{queue}")
+    objects = [o for folder in ("jobs/init", "jobs/cache", "jobs/smoke", f"keda/overlays/{queue}")
                for o in manifests.render_folder(tmp_path / "k8s" / folder)]
     assert policy.broken(objects) == {}
     schemas = Schemas()
@@ -41,8 +41,9 @@ def test_step_one(queue, tmp_path):
     assert images == {"images.example.org/tranche:0.1.0"}
     text = str(objects)
     assert ".svc" not in text and f"{queue}.example.org:{'9093' if queue == 'kafka' else '6379'}" in text
-    migrate = next(t for n, t in manifests.templates(objects) if n == "Job/tranche-migrate")
-    assert any("@db.example.org/llm?" in a for a in migrate["spec"]["containers"][0]["args"])
+    asked = {n: t["spec"]["containers"][0]["args"] for n, t in manifests.templates(objects)}
+    for name in ("Job/tranche-migrate", "Job/tranche-smoke"):
+        assert any("@db.example.org/llm?" in a for a in asked[name]), name
 
 
 def test_folders_of_the_page_are_there():

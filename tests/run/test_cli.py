@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-COMMANDS = ["run", "worker", "init", "submit", "status", "cancel", "dlq", "seek", "audit", "prune", "export", "diff",
+COMMANDS = ["run", "worker", "init", "submit", "smoke", "status", "cancel", "dlq", "seek", "audit", "prune", "export", "diff",
             "cache", "tokenize", "doctor", "bench", "migrate", "version", "help"]
 
 

@@ -16,9 +16,10 @@ def block(step, kind):
 
 
 def test_from_an_empty_server_to_rows(tranche, tmp_path):
-    secrets = tmp_path / "secrets/tranche-db"
-    secrets.mkdir(parents=True)
-    (secrets / "password").write_text("it's a \\ word")   # without a newline, as the page wants it
+    secrets, desk = tmp_path / "secrets/tranche-db", tmp_path / "secrets/tranche-db-desk"
+    for folder, word in ((secrets, "it's a \\ word"), (desk, "another")):
+        folder.mkdir(parents=True)
+        (folder / "password").write_text(word)   # without a newline, as the page wants it
     (tmp_path / "owner").write_text("boss")
     jobs = tmp_path / "jobs.jsonl"
     jobs.write_text("".join(f'{{"id": "j{i}", "prompt": "x"}}\n' for i in range(20)))
@@ -42,5 +43,8 @@ def test_from_an_empty_server_to_rows(tranche, tmp_path):
         done = tranche("run", "--engine", "sim", "--db", server.url("llm", "tranche_pod", "127.0.0.1"),
                        "--db-password-file", secrets / "password", jobs)
         assert done.returncode == 0, done.stderr.decode()
+        done = tranche("status", "--db", server.url("llm", "tranche_desk", "127.0.0.1"),
+                       "--db-password-file", desk / "password")
+        assert done.returncode == 0 and b" 20" in done.stdout, done.stderr.decode()
         count = next(line for line in block(6, "sh").split("\n") if line.startswith("psql "))
         assert re.search(r"ok\s*\|\s*20", shell(count))

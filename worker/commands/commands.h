@@ -23,6 +23,7 @@ int command_bench(const struct config *config);
 int command_version(const struct config *config);
 int command_migrate(const struct config *config);
 int command_cache(const struct config *config);
+int command_smoke(const struct config *config); /* exit 3: no row in time, or not ok */
 int command_help(const struct config *config);
 
 struct postgres_opts;

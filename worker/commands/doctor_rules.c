@@ -179,7 +179,8 @@ const struct cluster_rule cluster_rules[] = {
 const size_t cluster_rule_count = TR_COUNT(cluster_rules);
 
 const struct cluster_exit cluster_exits[] = {
-    {EXIT_STRICT, VERDICT_WARN, "rows failed under --strict", "look at v_failures"},
+    {EXIT_STRICT, VERDICT_WARN, "rows failed under --strict, or smoke's prompt had no good row",
+     "its last words name the step; look at v_failures"},
     {EXIT_USAGE, VERDICT_FAULT, "an option or the config file is wrong",
      "`kubectl logs` names it; correct tranche.conf"},
     {EXIT_MODEL, VERDICT_FAULT, "model folder, rights or schema",

@@ -15,7 +15,7 @@
 /* sysexits(3), as far as we use them. */
 enum exit_code {
     EXIT_WELL = 0,         /* nothing is left to do */
-    EXIT_STRICT = 3,       /* run --strict with failed rows */
+    EXIT_STRICT = 3,       /* done, and somebody should look: the commands say */
     EXIT_USAGE = 64,       /* options or config */
     EXIT_MODEL = 65,       /* model folder, input or schema */
     EXIT_UNREACHABLE = 69, /* database or broker at start */
@@ -45,6 +45,7 @@ enum command {
     COMMAND_AUDIT = 65536,
     COMMAND_DIFF = 131072,
     COMMAND_CACHE = 262144,
+    COMMAND_SMOKE = 524288,
 };
 struct command_info {
     enum command id;

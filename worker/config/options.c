@@ -24,10 +24,11 @@ enum {
     AUDIT = COMMAND_AUDIT,
     DIFF = COMMAND_DIFF,
     CACHE = COMMAND_CACHE,
-    ROWS = EXPORT | DIFF,              /* only read rows */
-    GROUP = STATUS | SEEK | AUDIT,     /* ask about a consumer group */
-    BROKER = GROUP | DLQ,              /* and these speak with a broker at all */
-    CONSOLE = BROKER | CANCEL | PRUNE, /* what an operator does */
+    SMOKE = COMMAND_SMOKE,
+    ROWS = EXPORT | DIFF,                  /* only read rows */
+    GROUP = STATUS | SEEK | AUDIT | SMOKE, /* ask about a consumer group */
+    BROKER = GROUP | DLQ,                  /* and these speak with a broker at all */
+    CONSOLE = BROKER | CANCEL | PRUNE,     /* what an operator does */
     ENGINE = WORK | DOCTOR | BENCH,
     MODEL = ENGINE | TOKENIZE,
     ALL = MODEL | ROWS | QUEUE | MIGRATE | CONSOLE | CACHE,
@@ -62,6 +63,14 @@ const struct command_info command_table[] = {
      "After a stop, run it again: it goes on where the broker had confirmed. \"-\" reads standard\n"
      "input (then --batch names the batch); a stop begins that anew.",
      1},
+    {COMMAND_SMOKE, "smoke", "", "one prompt into the queue, its row out of the database",
+     "Sends a prompt of the batch `smoke` and waits for its row, or says which step on the way "
+     "did\n"
+     "not answer. The prompt expires with --timeout. The user of --db may be a member of\n"
+     "tranche_redrive; that of --source has the rights that submit wants.\n"
+     "Exit: 0 the row is ok, 3 it is not, or there was none in time, 64 options, 65 rights or\n"
+     "schema, 69 database or broker, 74 output.",
+     0},
     {COMMAND_STATUS, "status", "[BATCH]",
      "batches as they go, what is under way, the queue's backlog",
      "Counts are those of the rows committed so far; `total` is known where `submit --db` said "
@@ -238,6 +247,8 @@ const struct option option_table[] = {
     {"show", RUN, OPTION_INT, "0", 0, 1000, NULL, "N", "Rows",
      "at the end print the first N rows, the counts and what to try next"},
 
+    {"timeout", SMOKE, OPTION_DURATION, "5m", 1, 86400, NULL, "TIME", "Operator",
+     "how long the prompt may take to its row, the start of a worker from nothing included"},
     {"filter", DLQ, OPTION_TEXT, NULL, 0, 0, NULL, "NAME=VALUE,..", "Operator",
      "which dead letters: run, batch, id, reason, key; state=open|redriven|any"},
     {"limit", DLQ | AUDIT | DIFF, OPTION_INT, "100", 0, 1e9, NULL, "N", "Operator",
@@ -366,8 +377,8 @@ const struct option option_table[] = {
     {"measure", BENCH, OPTION_DURATION, "2s", 0.05, 600, NULL, "TIME", "Measuring",
      "time spent on each figure at least"},
 
-    {"json", DOCTOR | BENCH | COMMAND_VERSION | STATUS | DLQ | DIFF, OPTION_FLAG, "false", 0, 0,
-     NULL, NULL, "Output", "one JSON document on standard output"},
+    {"json", DOCTOR | BENCH | COMMAND_VERSION | STATUS | DLQ | DIFF | SMOKE, OPTION_FLAG, "false",
+     0, 0, NULL, NULL, "Output", "one JSON document on standard output"},
     {"markdown", COMMAND_HELP, OPTION_FLAG, "false", 0, 0, NULL, NULL, "Output",
      "all commands and options as Markdown: docs/config.md"},
     {"config", ALL, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Output",
