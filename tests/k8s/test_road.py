@@ -37,8 +37,10 @@ def test_step_one(queue, tmp_path):
     assert policy.broken(objects) == {}
     schemas = Schemas()
     assert [e for o in objects for e in schemas.errors(o)] == []
-    images = {c["image"] for _, t in manifests.templates(objects) for c in t["spec"]["containers"]}
-    assert images == {"images.example.org/tranche:0.1.0"}
+    for file in (tmp_path / "k8s").rglob("*"):   # whatever is applied later: overlays, Jobs, the ways back
+        words = file.read_text() if file.is_file() else ""
+        assert set(re.findall(r"^\s+image: (.*)", words, re.M)) <= {"images.example.org/tranche:0.1.0"}, file
+        assert not re.search(rf"postgres\.svc|{queue}\.svc", words), file
     text = str(objects)
     assert ".svc" not in text and f"{queue}.example.org:{'9093' if queue == 'kafka' else '6379'}" in text
     asked = {n: t["spec"]["containers"][0]["args"] for n, t in manifests.templates(objects)}
@@ -52,6 +54,29 @@ def test_folders_of_the_page_are_there():
     overlays = re.findall(r"^\| `([\w-]+)` \| ", PAGE.split("overlays/...`")[1].split("\n\n")[0], re.M)
     there = os.listdir(f"{manifests.ROOT}/k8s/keda/overlays")
     assert sorted(overlays + ["kafka"]) == sorted(there)
+
+
+def test_commands_that_would_not_do():
+    """What kubectl refuses, cuts off or ends with 1, and what `apply` cannot undo."""
+    commands = re.findall(r"kubectl [^`\n#|&]+", PAGE)
+    assert len(commands) > 20
+    for c in commands:
+        if "--watch" in c:
+            assert not re.search(r" get \S+,", c), f"{c}: one resource type can be watched"
+        if " logs " in c and " -l " in c:
+            assert "--tail=-1" in c, f"{c}: by a label it shows ten lines"
+        if " wait " in c:
+            assert "--timeout=" in c, f"{c}: it waits 30 s"
+        if " delete " in c and re.search(r" -k k8s", c):
+            assert "--ignore-not-found" in c, f"{c}: a Job of it may be gone"
+            objects = manifests.render(c.split(" -k k8s/")[1].strip())
+            assert not [o for o in objects if o["kind"] == "Namespace"], c
+
+
+def test_the_owner_is_given():
+    """From PostgreSQL 16 on who may create roles cannot act as those that it made (42501)."""
+    sql = PAGE.split("**2. Users")[1].split("```sql")[1].split("```")[0]
+    assert "CREATE ROLE tranche_owner;" in sql and "GRANT tranche_owner TO tranche_admin;" in sql
 
 
 def test_secrets_of_step_three_are_those_of_the_table():
