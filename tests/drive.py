@@ -21,7 +21,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOGS = "build/tests"
 FUZZ_SECONDS = 10
 # Units with threads of their own run under ThreadSanitizer too.
-THREADED = re.compile(r"(?:^|_)(worker|queue|park|spool|outbox|upload|source|sink|engine|log|cpu|"
+THREADED = re.compile(r"(?:^|_)(worker|intake|queue|park|cancel|spool|outbox|upload|source|sink|engine|log|cpu|"
                       r"kernel|linear|sim)")
 # The whole grid, ten megabytes of text, brokers that come and go: for `all`, not for `check`.
 LONG = "unit/(sameness|tokenizer_golden|(source_kafka|kafka_.*errors))_test$"
