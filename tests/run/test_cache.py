@@ -219,25 +219,30 @@ def test_a_death_at_a_byte_and_what_is_made_of_the_rest(binary, tranche, tiny_mo
     assert (after.st_ino, after.st_mtime_ns) == (kept.st_ino, kept.st_mtime_ns)    # whole before: not written again
 
 
-def test_killed_in_the_middle(binary, tranche, large, tmp_path):
-    def in_the_middle():
-        process = start(binary, tmp_path, large, "copy", preexec_fn=lambda: os.nice(10))
-        weights = tmp_path / "copy.partial/model.safetensors"
+def in_the_middle(binary, source, tmp_path, what):
+    """The process, sent this signal after some 20 of the 250 MB."""
+    weights = tmp_path / "copy.partial/model.safetensors"
+    for _ in range(5):      # a process that was quicker than this one on a busy machine
+        shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+        process = start(binary, tmp_path, source, "copy", preexec_fn=lambda: os.nice(10))
         with contextlib.suppress(FileNotFoundError):
             while process.poll() is None:
                 if weights.exists() and weights.stat().st_size > 20_000_000:
                     break
                 time.sleep(0.001)
+        process.send_signal(what)
+        time.sleep(0.05)
+        if process.poll() in (None, -what) and weights.exists() and weights.stat().st_size < 250_000_000:
+            return process
         process.kill()
         process.communicate(timeout=60)
-        return process.returncode == -signal.SIGKILL
-    for _ in range(5):      # a process that was quicker than this one on a busy machine
-        shutil.rmtree(tmp_path / "copy", ignore_errors=True)
-        if in_the_middle() and not (tmp_path / "copy").exists():
-            break
-    else:
-        pytest.fail("each of five copies of 250 MB was done before it could be killed")
+    pytest.fail("each of five copies of 250 MB was done before it could be stopped")
+
+
+def test_killed_in_the_middle(binary, tranche, large, tmp_path):
+    in_the_middle(binary, large, tmp_path, signal.SIGKILL).communicate(timeout=60)
     assert (tmp_path / "copy.lock").exists()      # of the dead one: holds nobody up
+    assert not (tmp_path / "copy").exists()
     cached(tranche, large, "copy")
     whole(tmp_path / "copy", large)
 
@@ -280,17 +285,153 @@ def test_a_write_that_fails(binary, tranche, tiny_model, tmp_path):
     whole(tmp_path / "copy", tiny_model)
 
 
-def test_a_full_volume(binary, tiny_model, tmp_path):
-    """In a mount namespace of its own, where this machine grants one."""
+def on_a_volume(tmp_path, command):
+    """In a mount namespace of its own, where this machine grants one: tmp_path/volume has 2 MB."""
     (tmp_path / "volume").mkdir()
     mount = f"mount -t tmpfs -o size=2m none {tmp_path}/volume"
     if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode != 0:
         pytest.skip("no mount namespaces here")
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", f"{mount} && exec '{binary}' cache '{tiny_model}' "
-                           f"'{tmp_path}/volume/model'"], capture_output=True, timeout=120)
+    return subprocess.run(["unshare", "-rm", "sh", "-c", f"{mount} && {command}"], capture_output=True, timeout=120)
+
+
+def test_a_full_volume(binary, tiny_model, tmp_path):
+    done = on_a_volume(tmp_path, f"exec '{binary}' cache '{tiny_model}' '{tmp_path}/volume/model'")
     assert done.returncode == 74, done.stderr
     size = sum((tiny_model / n).stat().st_size for n in NAMES)
     assert f"volume/model.partial: want room for {size} bytes, the volume has " in done.stderr.decode()
+
+
+def test_where_a_volume_is_mounted_is_no_place(binary, tiny_model, tmp_path):
+    done = on_a_volume(tmp_path, f"exec '{binary}' cache '{tiny_model}' '{tmp_path}/volume/'")
+    assert done.returncode == 64, done.stderr
+    assert "volume: want a folder on a volume, found where one is mounted" in done.stderr.decode()
+    assert not (tmp_path / "volume.partial").exists()
+
+
+def modes(folder):
+    return {p.name: oct(p.stat().st_mode & 0o7777) for p in [folder, *folder.iterdir()]}
+
+
+def test_who_reads_is_not_who_wrote(binary, tiny_model, tmp_path):
+    """Whatever the umask, and of what an earlier run left behind."""
+    partial = tmp_path / "copy.partial"
+    partial.mkdir(0o700)
+    shutil.copy(tiny_model / "config.json", partial)
+    (partial / "config.json").chmod(0o600)
+    done = start(binary, tmp_path, tiny_model, "copy", preexec_fn=lambda: os.umask(0o077))
+    _, err = done.communicate(timeout=120)
+    assert done.returncode == 0, err
+    assert modes(tmp_path / "copy") == {"copy": "0o755"} | dict.fromkeys(NAMES | {MANIFEST}, "0o644")
+
+
+def rewritten(source):
+    with open(source / "model.safetensors", "r+b") as f:
+        f.seek(-5, os.SEEK_END)
+        f.write(b"\xee")
+    os.utime(source / "model.safetensors", (1, 1))
+
+
+def grown(source):
+    with open(source / "model.safetensors", "ab") as f:
+        f.write(b"x")
+
+
+def another_revision(source):
+    """Of a file that was copied before this one."""
+    (source / "config.json").write_text((source / "config.json").read_text() + "\n")
+
+
+@pytest.mark.parametrize("change, named", [(rewritten, "model.safetensors"), (grown, "model.safetensors"),
+                                           (another_revision, "config.json")])
+def test_a_source_that_changes_meanwhile(binary, tranche, large, tmp_path, change, named):
+    process = in_the_middle(binary, large, tmp_path, signal.SIGSTOP)
+    before = (large / named).stat()
+    change(large)
+    now = (large / named).stat()
+    process.send_signal(signal.SIGCONT)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 65, err
+
+    def told(st):
+        return st.st_size, f"{st.st_mtime_ns // 10**9}.{st.st_mtime_ns % 10**9:09}"
+    listed, found = told(before), told(now)
+    assert f"{named}: want {listed[0]} bytes, modified at {listed[1]}, as when it was listed, found {found[0]}, " \
+        f"at {found[1]}" in err.decode()
+    assert not (tmp_path / "copy").exists() and not (tmp_path / "copy.lock").exists()
+    if change is not grown:     # whose last byte is of no tensor
+        cached(tranche, large, "copy")
+        whole(tmp_path / "copy", large)
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+@pytest.mark.parametrize("name", ["chat_template.jinja", "generation_config.json"])
+def test_more_than_the_source_has_is_another_model(tranche, model_copy, tmp_path, name, manifest):
+    more = (model_copy / name).read_bytes()
+    (model_copy / name).unlink()
+    cached(tranche, model_copy, "copy")
+    if not manifest:
+        (tmp_path / "copy" / MANIFEST).unlink()
+    (tmp_path / "copy/README.md").write_text("which nothing reads")
+    assert cached(tranche, model_copy, "copy")[0].startswith("found ")
+    (tmp_path / "copy" / name).write_bytes(more)
+    _, err = cached(tranche, model_copy, "copy", code=65)
+    assert f"copy: has {name}, which a worker would read and the source has not" in err
+    assert (tmp_path / "copy" / name).read_bytes() == more
+
+
+def test_a_link_is_no_place(tranche, tiny_model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for target in ("empty", "nowhere"):
+        (tmp_path / "copy").symlink_to(target)
+        _, err = cached(tranche, tiny_model, "copy", code=64)
+        assert "copy: want a folder, or nothing, found a symbolic link" in err
+        (tmp_path / "copy").unlink()
+    (tmp_path / "copy.partial").symlink_to("empty")     # the rename would move the link
+    assert "copy.partial: cannot open" in cached(tranche, tiny_model, "copy", code=74)[1]
+    (tmp_path / "copy.partial").unlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"] and not list((tmp_path / "empty").iterdir())
+    cached(tranche, tiny_model, "real")
+    (tmp_path / "copy").symlink_to("real")              # nothing to make: as good as what it links to
+    assert cached(tranche, tiny_model, "copy")[0].startswith("found ")
+
+
+FORGETFUL = r"""
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
+static int skip;    /* a listing that forgets the name behind one that was removed */
+int unlink(const char *path)
+{
+    skip = 1;
+    return ((int (*)(const char *))dlsym(RTLD_NEXT, "unlink"))(path);
+}
+struct dirent *readdir(DIR *d)
+{
+    struct dirent *(*next)(DIR *) = (struct dirent * (*)(DIR *)) dlsym(RTLD_NEXT, "readdir");
+    struct dirent *e = next(d);
+    if (!skip || !e)
+        return e;
+    skip = 0;
+    return next(d);
+}
+struct dirent64 *readdir64(DIR *d)
+{
+    return (struct dirent64 *)readdir(d);
+}
+"""
+
+
+def test_a_listing_that_skips_names(binary, tiny_model, tmp_path):
+    """As some NFS servers' do while their folder shrinks."""
+    partial, shim = tmp_path / "copy.partial", tmp_path / "forgetful.so"
+    partial.mkdir()
+    for i in range(9):
+        (partial / f"model-{i}-of-9.safetensors").write_text("of another model")
+    subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-o", shim, "-", "-ldl"], input=FORGETFUL.encode(), check=True)
+    done = subprocess.run([binary, "cache", tiny_model, tmp_path / "copy"], capture_output=True, timeout=120,
+                          env=os.environ | {"LD_PRELOAD": str(shim)})
+    assert done.returncode == 0, done.stderr
+    whole(tmp_path / "copy", tiny_model)
 
 
 @pytest.mark.parametrize("source, dest, code, said", [

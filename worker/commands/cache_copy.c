@@ -132,6 +132,16 @@ static int copy_block(struct copying *k, struct err *err)
     return E_OK;
 }
 
+/* That the bytes are those of one state of the source: asked before the first and after the last.
+ */
+static int check_source(const struct copying *k, const struct cache_file *f, struct err *err)
+{
+    struct stat st;
+    if (fstat(k->from, &st) != 0)
+        return err_errno(err, E_FATAL, "%s", k->from_path);
+    return cache_unchanged(f, k->from_path, &st, err);
+}
+
 static int copy_open(struct copying *k, const char *from, const char *to,
                      const struct cache_file *f, struct err *err)
 {
@@ -149,6 +159,9 @@ static int copy_open(struct copying *k, const char *from, const char *to,
     k->from = open(k->from_path, O_RDONLY | O_CLOEXEC);
     if (k->from < 0)
         return err_errno(err, E_FATAL, "%s: cannot read", k->from_path);
+    int rc = check_source(k, f, err);
+    if (rc < 0)
+        return rc;
     k->to = open(k->to_path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (k->to < 0 || fstat(k->to, &st) != 0)
         return command_output_failed(err, k->to_path, "write");
@@ -158,7 +171,7 @@ static int copy_open(struct copying *k, const char *from, const char *to,
         if (ftruncate(k->to, k->bytes) != 0)
             return command_output_failed(err, k->to_path, "shorten");
     }
-    return E_OK;
+    return cache_set_mode(k->to, k->to_path, 0644, err);
 }
 
 /* On the volume, and read from there again, not from this machine's memory. */
@@ -192,6 +205,8 @@ int cache_copy(const char *from, const char *to, struct cache_file *f, struct ca
         rc = copy_block(&k, err);
         tell(copied, k.to_path, k.at - before);
     }
+    if (rc == E_OK)
+        rc = check_source(&k, f, err);
     if (rc == E_OK)
         rc = check_copy(&k, f, checked, err);
     if (k.from >= 0)

@@ -69,6 +69,39 @@ static void find_blob(struct cache_file *f, const char *path)
     memcpy(f->blob, name + 1, sizeof f->blob);
 }
 
+static void print_time(char to[40], const struct stat *st)
+{
+    snprintf(to, 40, "%lld.%09ld", (long long)st->st_mtim.tv_sec, st->st_mtim.tv_nsec);
+}
+
+int cache_unchanged(const struct cache_file *f, const char *path, const struct stat *now,
+                    struct err *err)
+{
+    char modified[40];
+    print_time(modified, now);
+    if (f->bytes == (int64_t)now->st_size && strcmp(f->modified, modified) == 0)
+        return E_OK;
+    return err_set(err, E_FATAL,
+                   "%s: want %lld bytes, modified at %s, as when it was listed, found %lld, at %s: "
+                   "it changed meanwhile; cache it again when it is whole",
+                   path, (long long)f->bytes, f->modified, (long long)now->st_size, modified);
+}
+
+int cache_all_unchanged(const struct cache_list *l, const char *from, struct err *err)
+{
+    int rc = E_OK;
+    for (size_t i = 0; rc == E_OK && i < l->n; i++) {
+        char path[PATH_MAX];
+        struct stat st;
+        rc = join(path, from, l->files[i].name, err);
+        if (rc == E_OK && stat(path, &st) != 0)
+            rc = err_errno(err, E_FATAL, "%s: is gone meanwhile", path);
+        else if (rc == E_OK)
+            rc = cache_unchanged(&l->files[i], path, &st, err);
+    }
+    return rc;
+}
+
 static int add_file(struct cache_list *l, const char *dir, const char *name, bool wanted,
                     struct err *err)
 {
@@ -86,8 +119,7 @@ static int add_file(struct cache_list *l, const char *dir, const char *name, boo
     struct cache_file *f = &l->files[l->n++];
     *f = (struct cache_file){.bytes = st.st_size};
     snprintf(f->name, sizeof f->name, "%s", name);
-    snprintf(f->modified, sizeof f->modified, "%lld.%09ld", (long long)st.st_mtim.tv_sec,
-             st.st_mtim.tv_nsec);
+    print_time(f->modified, &st);
     find_blob(f, path);
     l->bytes += f->bytes;
     return E_OK;
@@ -112,6 +144,16 @@ int cache_list_source(struct cache_list *out, const char *dir, const struct mode
 
 /* ---- the manifest ---- */
 
+int cache_set_mode(int fd, const char *path, mode_t mode, struct err *err)
+{
+    struct stat st;
+    if (fstat(fd, &st) != 0)
+        return command_output_failed(err, path, "look at");
+    if ((st.st_mode & 07777) == mode || fchmod(fd, mode) == 0 || (st.st_mode & mode) == mode)
+        return E_OK;
+    return command_output_failed(err, path, "set the mode of");
+}
+
 int cache_manifest_write(const struct cache_list *l, const char *dir, struct err *err)
 {
     char path[PATH_MAX], sha[65];
@@ -129,9 +171,10 @@ int cache_manifest_write(const struct cache_list *l, const char *dir, struct err
     if (rc >= 0 && !f)
         rc = command_output_failed(err, path, "write");
     if (f) {
+        rc = cache_set_mode(fileno(f), path, 0644, err);
         bool whole = json_dumpf(doc, f, JSON_INDENT(2)) == 0 && fputc('\n', f) != EOF &&
                      fflush(f) == 0 && fsync(fileno(f)) == 0;
-        if (!whole)
+        if (!whole && rc >= 0)
             rc = command_output_failed(err, path, "write");
         if (fclose(f) != 0 && rc >= 0)
             rc = command_output_failed(err, path, "write");
@@ -258,4 +301,15 @@ int cache_compare(struct cache_list *source, const char *from, const char *dest,
                          dest, manifest.files[i].name, manifest.files[i].sha256);
     cache_list_close(&manifest);
     return rc;
+}
+
+int cache_compare_names(const struct cache_list *read, const struct cache_list *source,
+                        const char *dest, struct err *err)
+{
+    for (size_t i = 0; i < read->n; i++)
+        if (!cache_list_find(source, read->files[i].name))
+            return err_set(err, E_FATAL,
+                           "%s: has %s, which a worker would read and the source has not; it stays",
+                           dest, read->files[i].name);
+    return E_OK;
 }

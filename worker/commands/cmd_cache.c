@@ -22,6 +22,7 @@ struct cacher {
     char source[PATH_MAX]; /* resolved: of a hub cache the snapshot */
     char dest[PATH_MAX - 16], partial[PATH_MAX], lock[PATH_MAX], above[PATH_MAX];
     int lock_fd; /* -1: not ours */
+    size_t removed;
     struct cache_list list;
 };
 
@@ -82,6 +83,39 @@ static int count_entry(void *ctx, const char *name, struct err *err)
     return E_OK;
 }
 
+/* A rename can put a folder where there is none, or an empty one, and nowhere else: told before
+ * the hours of copying, not after them. */
+static int check_place(const struct cacher *c, struct err *err)
+{
+    struct stat at, above;
+    if (lstat(c->dest, &at) != 0)
+        return errno == ENOENT ? E_OK : err_errno(err, E_FATAL, "%s", c->dest);
+    if (S_ISLNK(at.st_mode))
+        return err_set(
+            err, E_USAGE,
+            "%s: want a folder, or nothing, found a symbolic link: name what it links to", c->dest);
+    if (stat(c->above, &above) != 0)
+        return err_errno(err, E_FATAL, "%s", c->above);
+    if (at.st_dev != above.st_dev)
+        return err_set(err, E_USAGE,
+                       "%s: want a folder on a volume, found where one is mounted: name a folder "
+                       "in it",
+                       c->dest);
+    return E_OK;
+}
+
+static int compare_dest(struct cacher *c, struct err *err)
+{
+    struct cache_list read = {0};
+    int rc = cache_compare(&c->list, c->source, c->dest, err);
+    if (rc == E_OK)
+        rc = open_folder(c->dest, NULL, &read, err);
+    if (rc == E_OK)
+        rc = cache_compare_names(&read, &c->list, c->dest, err);
+    cache_list_close(&read);
+    return rc;
+}
+
 /* *there: DEST holds what the source has. E_FATAL where it holds something else. */
 static int look_for_dest(struct cacher *c, bool *there, struct err *err)
 {
@@ -89,15 +123,13 @@ static int look_for_dest(struct cacher *c, bool *there, struct err *err)
     int entries = 0;
     *there = false;
     if (stat(c->dest, &st) != 0)
-        return errno == ENOENT ? E_OK : err_errno(err, E_FATAL, "%s", c->dest);
+        return errno == ENOENT ? check_place(c, err) : err_errno(err, E_FATAL, "%s", c->dest);
     if (!S_ISDIR(st.st_mode))
         return err_set(err, E_USAGE, "%s: want a folder, or nothing, found a file", c->dest);
     int rc = each_entry(c->dest, count_entry, &entries, err);
     if (rc < 0 || entries == 0)
-        return rc;
-    rc = cache_compare(&c->list, c->source, c->dest, err);
-    if (rc == E_OK)
-        rc = open_folder(c->dest, NULL, NULL, err);
+        return rc < 0 ? rc : check_place(c, err);
+    rc = compare_dest(c, err);
     *there = rc == E_OK;
     return rc;
 }
@@ -162,15 +194,40 @@ static int remove_stranger(void *ctx, const char *name, struct err *err)
     if (cache_list_find(&c->list, name))
         return E_OK;
     snprintf(path, sizeof path, "%s/%s", c->partial, name);
-    return unlink(path) == 0 ? E_OK : command_output_failed(err, path, "remove");
+    if (unlink(path) == 0)
+        c->removed++;
+    else if (errno != ENOENT) /* a listing of before */
+        return command_output_failed(err, path, "remove");
+    return E_OK;
+}
+
+/* Until a pass finds none: some servers' listings skip names while others are removed. */
+static int remove_strangers(struct cacher *c, struct err *err)
+{
+    int rc;
+    do {
+        c->removed = 0;
+        rc = each_entry(c->partial, remove_stranger, c, err);
+    } while (rc == E_OK && c->removed);
+    return rc;
+}
+
+static int make_partial(struct cacher *c, struct err *err)
+{
+    if (mkdir(c->partial, 0755) != 0 && errno != EEXIST)
+        return command_output_failed(err, c->partial, "make");
+    int fd = open(c->partial, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return command_output_failed(err, c->partial, "open");
+    int rc = cache_set_mode(fd, c->partial, 0755, err);
+    close(fd);
+    return rc == E_OK ? remove_strangers(c, err) : rc;
 }
 
 static int make_room(struct cacher *c, struct err *err)
 {
     int64_t missing = 0, free_bytes;
-    if (mkdir(c->partial, 0755) != 0 && errno != EEXIST)
-        return command_output_failed(err, c->partial, "make");
-    int rc = each_entry(c->partial, remove_stranger, c, err);
+    int rc = make_partial(c, err);
     for (size_t i = 0; i < c->list.n; i++) {
         char path[PATH_MAX + CACHE_NAME_CAP];
         struct stat st = {0};
@@ -205,6 +262,8 @@ static int fill(struct cacher *c, struct err *err)
     int rc = make_room(c, err);
     for (size_t i = 0; rc == E_OK && i < c->list.n; i++)
         rc = cache_copy(c->source, c->partial, &c->list.files[i], &copied, &checked, err);
+    if (rc == E_OK)
+        rc = cache_all_unchanged(&c->list, c->source, err);
     if (rc == E_OK)
         rc = cache_manifest_write(&c->list, c->partial, err);
     if (rc == E_OK)
