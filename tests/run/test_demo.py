@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -44,6 +45,14 @@ def processes_of(folder):
     return found
 
 
+def left_in(folder):
+    """What is there for longer than a moment: a server's last child may outlive it by one."""
+    end = time.monotonic() + 10
+    while processes_of(folder) and time.monotonic() < end:
+        time.sleep(0.05)
+    return [*folder.iterdir(), *processes_of(folder)]
+
+
 def test_every_prompt_has_one_row_and_nothing_is_left(demo, tmp_path):
     process = demo("--prompts", 40)
     out, _ = process.communicate(timeout=300)
@@ -54,7 +63,7 @@ def test_every_prompt_has_one_row_and_nothing_is_left(demo, tmp_path):
                        r"backlog +(\d+)", out)
     assert lines[-1] == ("40", "0", "40", "0"), "the broker and the database agree on the end"
     assert re.search(r"demo-redis +40 +40 +40 ", out)
-    assert list(tmp_path.iterdir()) == [] and processes_of(tmp_path) == []
+    assert left_in(tmp_path) == []
 
 
 def test_ctrl_c_removes_everything(demo, tmp_path):
@@ -69,4 +78,4 @@ def test_ctrl_c_removes_everything(demo, tmp_path):
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 130, seen + out
     assert "stopped; everything is removed" in out
-    assert list(tmp_path.iterdir()) == [] and processes_of(tmp_path) == []
+    assert left_in(tmp_path) == []
