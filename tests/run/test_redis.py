@@ -518,11 +518,20 @@ def test_a_group_left_behind_is_dropped(server, worker, tranche, tmp_path):
     url, client = server.url(), server.client()
     config = tmp_path / "drop.conf"
 
-    def drop(lease="2s"):
+    def drop(lease="2s", source=url, name="canary"):
         config.write_text(f"lease = {lease}\n")
-        return tranche("init", "--source", url, "--group", "canary", "--drop-group",
+        return tranche("init", "--source", source, "--group", name, "--drop-group",
                        "--broker-config", str(config))
     client.xgroup_create("jobs", "canary", "0")
+    # The desk knows neither lease: a long job's renewals are far apart, a quiet stream gives nothing.
+    other = server.url("other")
+    fill(client, 1, stream="other")
+    for name, first in (("busy", "0"), ("waiting", "$")):
+        client.xgroup_create("other", name, first)
+        worker(server, "--group", name, "--run", name, "--sim-step", "60s", lease="1h", name=name,
+               url=other, idle=None)
+    wait_until(lambda: group(client, "other", "busy")["pending"] == 1 and
+               group(client, "other", "waiting")["consumers"] == 1, 30)
     fill(client, 50)
     assert worker(server, extra="trim.keep = 0s\n", idle="2500ms").wait(60) == 0
     assert client.xlen("jobs") == 50
@@ -536,8 +545,11 @@ def test_a_group_left_behind_is_dropped(server, worker, tranche, tmp_path):
     reader.send_signal(signal.SIGTERM)
     assert reader.wait(60) == 143
     assert group(client, name="canary")["pending"] > 0, "what it has not done goes along"
-    wait_until(lambda: drop().returncode == 0, 60)
+    wait_until(lambda: drop().returncode == 0, 120, 1)
     assert [g["name"] for g in client.xinfo_groups("jobs")] == ["g"]
+    for name in ("busy", "waiting"):
+        refused = drop(source=other, name=name)
+        assert refused.returncode == 69 and b"in the last 30 s" in refused.stderr, (name, refused)
     again = drop()
     assert (again.returncode, again.stdout) == (0, f"none {url} group=canary\n".encode())
     assert worker(server, extra="trim.keep = 0s\n", idle="2500ms").wait(60) == 0

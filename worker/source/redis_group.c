@@ -130,6 +130,7 @@ int redis_group_drop(struct redis_group *g, int64_t idle_ns, bool *dropped, stru
     redisReply *reply;
     struct err why = {0};
     *dropped = false;
+    idle_ns = TR_MAX(idle_ns, (int64_t)REDIS_GONE_NS);
     start_script(g, drop_script);
     redis_args_add(&g->args, g->group);
     redis_args_int(&g->args, idle_ns / 1000000);
@@ -190,6 +191,16 @@ int redis_group_read(struct redis_group *g, redisReply **out, const struct redis
     else
         redis_args_text(&g->args, ">");
     return redis_command(g->connection, out, &g->args, block_ms * 1000000 + REPLY_NS, err);
+}
+
+int redis_group_present(struct redis_group *g, struct err *err)
+{
+    redisReply *reply;
+    struct redis_id behind_all = {.ms = UINT64_MAX};
+    int rc = redis_group_read(g, &reply, &behind_all, 1, 0, err);
+    if (reply)
+        freeReplyObject(reply);
+    return rc;
 }
 
 int redis_group_autoclaim(struct redis_group *g, redisReply **out, struct redis_id cursor,

@@ -10,6 +10,10 @@
 #include "worker/source/redis_connection.h"
 
 enum { REDIS_IDS_MAX = 512 }; /* of one command */
+/* A worker is heard of this often whatever its lease, so whoever was silent for long is gone to one
+ * that does not know its lease. */
+#define REDIS_PRESENT_NS 5000000000LL
+#define REDIS_GONE_NS    30000000000LL
 
 struct redis_group {
     struct redis_connection *connection;
@@ -22,13 +26,16 @@ struct redis_group {
 int redis_group_create(struct redis_group *g, bool from_end, bool *created,
                        struct err *err) TR_MUSTCHECK;
 /* Removes the group with all that is pending in it; the stream and its other groups stay. E_RETRY
- * naming the consumer: one was heard of in the last idle_ns, and would make the group anew.
- * *dropped false: there was none. */
+ * naming the consumer: one was heard of in the last idle_ns (of less than REDIS_GONE_NS: in that),
+ * and would make the group anew. *dropped false: there was none. */
 int redis_group_drop(struct redis_group *g, int64_t idle_ns, bool *dropped,
                      struct err *err) TR_MUSTCHECK;
 int redis_group_info(struct redis_group *g, struct redis_group_info *out,
                      struct err *err) TR_MUSTCHECK;
 
+/* Is heard of: before 7.2 the server's `idle` of a consumer is the time since it last got entries,
+ * so one that waits at a quiet stream would look gone. Moves nothing. */
+int redis_group_present(struct redis_group *g, struct err *err) TR_MUSTCHECK;
 /* Entries that no consumer has had: `from` NULL; or those pending for us behind id *from. Waits
  * block_ns for the first (0: not at all). */
 int redis_group_read(struct redis_group *g, redisReply **out, const struct redis_id *from,

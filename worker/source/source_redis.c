@@ -30,6 +30,7 @@ struct source_redis {
     struct text stream_json; /* the stream's name as a JSON string */
     int64_t idle_exit_ns, idle_since_ns, sequence, epoch;
     int64_t renewed_ns, renew_ns, autoclaim_ns, trim_ns, info_ns, reap_ns; /* when next (mono) */
+    int64_t present_ns;
     bool own, quiet; /* own: entries pending for us may be unknown here */
     struct redis_id own_behind, cursor;
     size_t count_max, entry_bytes; /* of one reply; mean size so far */
@@ -303,6 +304,10 @@ static int chores(struct source_redis *r, struct err *err)
             r->renewed_ns = now_ns(r);
         else /* soon again: five more attempts fit the lease */
             r->renew_ns = now + TR_MIN(SECOND_NS, s->lease_ns / RENEWALS);
+    }
+    if (rc >= 0 && now >= r->present_ns) {
+        r->present_ns = now + TR_MIN(s->lease_ns / RENEWALS, (int64_t)REDIS_PRESENT_NS);
+        rc = redis_group_present(&r->stream.group, err);
     }
     if (rc >= 0 && now >= r->info_ns) {
         r->info_ns = now + (r->idle_exit_ns ? TR_MIN(r->idle_exit_ns / 4, SECOND_NS) : SECOND_NS);
