@@ -308,26 +308,27 @@ def test_well_and_stale(look):
     assert [c["check"] for c in checks] == ["exit"], "its volumes are there: it has run"
 
 
-def graced(seconds, *args, env=(), command=("tranche",), **status):
-    made = pod(phase="Running", conditions=[{"type": "Ready", "status": "True"}], **status)
+def graced(seconds, *args, env=(), command=("tranche",), **more):
+    made = pod(phase="Running", conditions=[{"type": "Ready", "status": "True"}])
     made["spec"]["terminationGracePeriodSeconds"] = seconds
     if seconds is None:
         del made["spec"]["terminationGracePeriodSeconds"]
     made["spec"]["containers"][0] |= {
         "command": list(command), "args": list(args), "env": list(env),
         "volumeMounts": [{"name": "db", "mountPath": "/var/run/db"},
-                         {"name": "settings", "mountPath": "/etc/tranche"}]}
+                         {"name": "settings", "mountPath": "/etc/tranche"}], **more}
     made["spec"]["volumes"] = [{"name": "settings", "configMap": {"name": "tranche"}}]
     return made
 
 
-def settings(text, name="tranche"):
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name},
+def settings(text, name="tranche", namespace="tranche"):
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": namespace},
             "data": {"tranche.conf": text}}
 
 
 CONF = "--config=/etc/tranche/tranche.conf"
 FILE = settings("# a comment\nmodel = /models/model\ngrace = 280s\n")
+FROM = [{"secretRef": {"name": "tranche"}}]
 FLAG = {"name": "TRANCHE_GRACE", "value": "280s"}
 # objects, verdict; None: nothing is said
 GRACES = [
@@ -352,6 +353,21 @@ GRACES = [
     ([graced(30, "worker", CONF), settings("model = /models/model")], "fault"),
     ([graced(60, "init", "--grace=1h")], None),
     ([graced(60, "--grace=1h", command=("tranche", "worker"))], "fault"),
+    ([graced(60, "worker", "--grace=1h", command=("/sbin/tini", "--", "/usr/bin/tranche"))], "fault"),
+    ([graced(30, "worker", command=("celery",))], None),
+    ([graced(30, command=("celery", "worker"))], None),
+    ([graced(30, "tranche", "worker", command=("celery",))], None),
+    ([graced(30, "worker", command=())], "fault"),
+    ([graced(30, "worker", command=(), image="r.example.org:5000/llm/tranche-cuda@sha256:0")], "fault"),
+    ([graced(30, "worker", command=(), image="r.example.org/tranche/celery:tranche")], None),
+    ([graced(30, "worker", envFrom=FROM)], None),
+    ([graced(60, "worker", CONF, envFrom=FROM), FILE], None),
+    ([graced(60, "worker", "--grace=280s", envFrom=FROM)], "fault"),
+    ([graced(60, "worker", env=[FLAG], envFrom=FROM)], "fault"),
+    ([graced(-10 ** 10, "worker")], "fault"),
+    ([graced(2 ** 63 - 1, "worker")], None),
+    ([graced(60, "worker", CONF), settings("grace = 280s", namespace="other")], None),
+    ([graced(60, "worker", CONF), settings("grace = 1s", namespace="other"), FILE], "fault"),
 ]
 
 

@@ -64,14 +64,18 @@ static const json_t *named(const json_t *list, const char *name)
     return NULL;
 }
 
-static const char *config_map_text(const json_t *items, const char *name, const char *key)
+/* Of that name beside the pod: another namespace's is another. */
+static const char *config_map_text(const json_t *pod, const json_t *items, const char *name,
+                                   const char *key)
 {
+    const char *space = text_of(json_object_get(pod, "metadata"), "namespace");
     size_t i;
     json_t *o;
     json_array_foreach(items, i, o)
     {
+        const json_t *of = json_object_get(o, "metadata");
         if (strcmp(text_of(o, "kind"), "ConfigMap") == 0 &&
-            strcmp(text_of(json_object_get(o, "metadata"), "name"), name) == 0)
+            strcmp(text_of(of, "name"), name) == 0 && strcmp(text_of(of, "namespace"), space) == 0)
             return json_string_value(json_object_get(json_object_get(o, "data"), key));
     }
     return NULL;
@@ -91,7 +95,7 @@ static const char *file_of(const json_t *pod, const json_t *container, const jso
         if (n == 0 || strncmp(path, folder, n) != 0 || path[n] != '/')
             continue;
         const json_t *map = json_object_get(named(volumes, text_of(mount, "name")), "configMap");
-        const char *text = config_map_text(items, text_of(map, "name"), path + n + 1);
+        const char *text = config_map_text(pod, items, text_of(map, "name"), path + n + 1);
         if (text)
             return text;
     }
@@ -111,6 +115,9 @@ static bool grace_of(int64_t *ns, const json_t *pod, const json_t *container, co
         flag = environment_of(container, "TRANCHE_GRACE");
     if (!path)
         path = environment_of(container, "TRANCHE_CONFIG");
+    /* What these hold is not read, and the environment wins over the file. */
+    if (!flag && json_array_size(json_object_get(container, "envFrom")) > 0)
+        return false;
     if (!flag && path && !(text = file_of(pod, container, items, path)))
         return false;
     if (flag)
@@ -124,14 +131,28 @@ static bool grace_of(int64_t *ns, const json_t *pod, const json_t *container, co
     return rc == E_OK;
 }
 
+/* "example.org/llm/tranche:1@sha256:0" is named tranche. */
+static bool image_is_ours(const char *image)
+{
+    const char *slash = strrchr(image, '/'), *name = slash ? slash + 1 : image;
+    return memmem(name, strcspn(name, ":@"), "tranche", strlen("tranche")) != NULL;
+}
+
+/* `worker` is a word of other programs too. Without a command the image's own runs the args. */
 static bool is_worker(const json_t *container)
 {
-    for (size_t i = 0; i < 2; i++) {
-        const char *word = word_at(container, i);
-        if (word && strcmp(word, "worker") == 0)
-            return true;
+    size_t n = json_array_size(json_object_get(container, "command")), at = 0;
+    if (n == 0 && !image_is_ours(text_of(container, "image")))
+        return false;
+    for (bool ours = n == 0; !ours; at++) {
+        const char *word = at < n ? word_at(container, at) : NULL;
+        if (!word)
+            return false;
+        const char *slash = strrchr(word, '/');
+        ours = strcmp(slash ? slash + 1 : word, "tranche") == 0;
     }
-    return false;
+    const char *verb = word_at(container, at);
+    return verb && strcmp(verb, "worker") == 0;
 }
 
 void doctor_pod_grace(struct doctor *d, const char *object, const json_t *pod, const json_t *items)
@@ -146,7 +167,7 @@ void doctor_pod_grace(struct doctor *d, const char *object, const json_t *pod, c
         if (!is_worker(container) || !grace_of(&grace, pod, container, items) ||
             have >= grace / SECOND_NS + MARGIN_S)
             continue;
-        bool too_late = have * SECOND_NS <= grace;
+        bool too_late = have <= grace / SECOND_NS;
         doctor_report(
             d, too_late ? VERDICT_FAULT : VERDICT_WARN, "grace",
             "set terminationGracePeriodSeconds 20 s above the worker's grace, or lower "
