@@ -119,10 +119,6 @@ static void look_at_memory(struct control_group *g, const char *folder, bool v1)
         v1 ? file_number(folder, "memory.limit_in_bytes", "")
            : least(file_number(folder, "memory.max", ""), file_number(folder, "memory.high", ""));
     int64_t used = file_number(folder, v1 ? "memory.usage_in_bytes" : "memory.current", "");
-    int64_t kills = v1 ? file_number(folder, "memory.oom_control", "oom_kill ")
-                       : file_number(folder, "memory.events", "oom_kill ");
-    if (g->oom_kills < 0)
-        g->oom_kills = kills;
     if (limit < 0 || limit > NO_LIMIT)
         return;
     g->memory_limit = least(g->memory_limit, limit);
@@ -167,11 +163,22 @@ static void walk(struct control_group *g, struct place *p,
     }
 }
 
+/* A parent counts the kills of all its children: of the own group, or none. */
+static int64_t kills_of(const struct place *p)
+{
+    char folder[FOLDER_BYTES + PATH_BYTES];
+    struct stat st;
+    snprintf(folder, sizeof folder, "%s%s", p->mount, p->path);
+    return file_number(stat(folder, &st) == 0 ? folder : p->mount,
+                       p->v1 ? "memory.oom_control" : "memory.events", "oom_kill ");
+}
+
 void control_group_read(struct control_group *out, const char *root)
 {
     struct place p;
     *out = (struct control_group){-1, -1, -1, 0};
     find(&p, root, "memory");
+    out->oom_kills = kills_of(&p);
     walk(out, &p, look_at_memory);
     find(&p, root, "cpu");
     walk(out, &p, look_at_cpu);

@@ -197,6 +197,21 @@ static void a_group_named_memory(void **state)
     expect(256 * MIB, 255 * MIB, -1, 1);
 }
 
+/* A slice counts every pod's. The top is the own group where the own path is not mounted. */
+static void kills_are_of_the_own_group(void **state)
+{
+    (void)state;
+    put("proc/self/cgroup", "0::/kubepods.slice/pod1\n");
+    put("sys/fs/cgroup/memory.events", "oom_kill 7\n");
+    expect(-1, -1, 7, 0);
+    put("sys/fs/cgroup/kubepods.slice/memory.events", "oom_kill 99\n");
+    expect(-1, -1, 7, 0);
+    put("sys/fs/cgroup/kubepods.slice/pod1/cgroup.procs", "1\n");
+    expect(-1, -1, -1, 0);
+    put("sys/fs/cgroup/kubepods.slice/pod1/memory.events", "oom_kill 3\n");
+    expect(-1, -1, 3, 0);
+}
+
 static void threads_fit_the_quota(void **state)
 {
     (void)state;
@@ -217,7 +232,7 @@ int main(void)
         IN_A_FOLDER(nothing_is_no_limit),        IN_A_FOLDER(a_container_of_version_2),
         IN_A_FOLDER(nested_groups_of_version_2), IN_A_FOLDER(nested_groups_of_version_1),
         IN_A_FOLDER(a_container_of_version_1),   IN_A_FOLDER(a_group_named_memory),
-        cmocka_unit_test(threads_fit_the_quota),
+        IN_A_FOLDER(kills_are_of_the_own_group), cmocka_unit_test(threads_fit_the_quota),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
