@@ -156,6 +156,52 @@ def test_a_database_that_comes_back(road, postgres):
     assert process.returncode == 0 and out.startswith(b"ok: run main"), err
 
 
+@contextlib.contextmanager
+def locked(postgres):
+    with contextlib.closing(postgres.connect("llm")) as link, link.cursor() as cursor:
+        link.autocommit = False
+        cursor.execute("LOCK TABLE tranche.results")
+        yield "timeout (5"
+
+
+@contextlib.contextmanager
+def frozen(postgres):
+    (process,), = postgres.ask("llm", "SELECT pid FROM pg_stat_activity WHERE usename = 'desk'")
+    os.kill(process, signal.SIGSTOP)
+    yield "no answer to a statement in time"
+    os.kill(process, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("held", [locked, frozen])
+def test_a_database_that_does_not_answer(road, postgres, held):
+    """It does not wait the ten minutes of who counts a table."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TRANCHE_")}
+    process = subprocess.Popen([road.binary, "smoke", "--source", road.queue, "--db", postgres.url("llm", "desk"),
+                                "--timeout", "5s"], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    try:
+        assert any(b"smoke_sent" in line for line in iter(process.stderr.readline, b""))
+        with held(postgres) as words:
+            _, err = process.communicate(timeout=50)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 3 and b"the database does not answer: " in err, err
+    assert words.encode() in err, err
+
+
+def test_what_a_terminal_would_obey(road, postgres):
+    postgres.ask("llm", "CREATE FUNCTION red() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                        "NEW.error_detail := E'\\x1b[31mred\\nline'; RETURN NEW; END $$; CREATE TRIGGER red BEFORE "
+                        "INSERT ON tranche.results FOR EACH ROW EXECUTE FUNCTION red()")
+    try:
+        with road.worker("--sim-fail-share", "1", "--sim-tokens", "2"):
+            code, _, err = road.smoke("--timeout", "90s")
+    finally:
+        postgres.ask("llm", "DROP TRIGGER red ON tranche.results; DROP FUNCTION red()")
+    assert code == 3 and ":  [31mred line" in err and "\x1b" not in err, err
+
+
 def test_what_is_wrong_before_anything_is_sent(road, redis):
     stream = road.queue.rsplit("/", 1)[1]
     code, _, err = road.smoke(user="pod")        # a worker's user may not read rows
@@ -163,6 +209,13 @@ def test_what_is_wrong_before_anything_is_sent(road, redis):
     done = road.tranche("smoke", "--source", road.queue, "--db", "postgres://desk@127.0.0.1:1/llm",
                         "--connect-timeout", "0s")
     assert done.returncode == 69 and "database, nothing was sent: " in done.stderr.decode()
+    for tables in ("results", "results, tranche.dead_letters"):   # it asks these and job_attempts
+        road.postgres.ask("llm", "DROP ROLE IF EXISTS half; CREATE ROLE half LOGIN")
+        road.postgres.ask("llm", f"GRANT USAGE ON SCHEMA tranche TO half; GRANT SELECT ON tranche.{tables}, "
+                                 "tranche.schema_migrations TO half")
+        code, _, err = road.smoke("--timeout", "2s", user="half")
+        road.postgres.ask("llm", "DROP OWNED BY half; DROP ROLE half")
+        assert code == 65 and "database, nothing was sent: " in err and "permission denied" in err, err
     assert redis.client().xlen(stream) == 0
     done = road.tranche("smoke", "--db", road.postgres.url("llm", "desk"))
     assert done.returncode == 64 and "want --source URL" in done.stderr.decode()

@@ -17,6 +17,8 @@
 
 enum found { FOUND_NOTHING, FOUND_ROW, FOUND_LETTER };
 static const int64_t POLL_NS = 250000000;
+/* A row by its key takes milliseconds: what holds it longer does not answer. */
+static const int64_t ANSWER_NS = 10000000000;
 
 struct smoke {
     const struct config *config;
@@ -101,41 +103,44 @@ static int ask(struct smoke *s, const char *sql, struct err *err)
     return rc < 0 ? rc : query_next(s->q, err);
 }
 
-static bool reopen(struct smoke *s)
+/* Tries for so long; 0: once. */
+static int open_database(struct smoke *s, int64_t connect_ns, struct err *err)
 {
     struct postgres_opts o;
-    struct err why = {0};
     postgres_opts_from_config(&o, s->config);
-    o.connect_ns = 0; /* once */
-    if (query_open(&s->q, &o, QUERY_READ, &why) >= 0)
-        return true;
-    s->away = why;
-    return false;
+    o.connect_ns = connect_ns;
+    o.answer_ns = ANSWER_NS;
+    return query_open(&s->q, &o, QUERY_READ, err);
 }
 
-/* An enum found; errors but that the database is away, which may pass. */
+/* An enum found, or errors. Of nothing found, what is known of its starts. */
+static int ask_all(struct smoke *s, struct err *err)
+{
+    int rc = ask(s, row_sql, err);
+    if (rc != 0)
+        return rc < 0 ? rc : FOUND_ROW;
+    rc = ask(s, letter_sql, err);
+    if (rc != 0)
+        return rc < 0 ? rc : FOUND_LETTER;
+    rc = ask(s, starts_sql, err);
+    if (rc > 0 && query_int(s->q, 0) > 0) {
+        s->starts = query_int(s->q, 0);
+        query_time(s->q, 1, s->started);
+    }
+    return rc < 0 ? rc : FOUND_NOTHING;
+}
+
+/* The same; that the database is away may pass. */
 static int look(struct smoke *s, struct err *err)
 {
-    if (!s->q && !reopen(s))
+    struct err why = {0};
+    if (!s->q && open_database(s, 0, &why) < 0) {
+        s->away = why;
         return FOUND_NOTHING;
-    int found = FOUND_ROW, rc = ask(s, row_sql, err);
-    if (rc == 0) {
-        found = FOUND_LETTER;
-        rc = ask(s, letter_sql, err);
     }
-    if (rc == 0) {
-        found = FOUND_NOTHING;
-        rc = ask(s, starts_sql, err);
-        if (rc > 0 && query_int(s->q, 0) > 0) {
-            s->starts = query_int(s->q, 0);
-            query_time(s->q, 1, s->started);
-        }
-        rc = TR_MIN(rc, 0);
-    }
-    if (rc >= 0)
-        return found;
-    if (err->code != E_RETRY)
-        return err->code;
+    int rc = ask_all(s, err);
+    if (rc >= 0 || err->code != E_RETRY)
+        return rc;
     s->away = *err;
     *err = (struct err){0};
     query_close(s->q);
@@ -238,6 +243,13 @@ static void print_row(const struct smoke *s)
                 "from sending to here, the worker's flush and 0.25 s of polling included");
 }
 
+/* It may quote a message, and so say what a terminal would obey. */
+static void tell_detail(const char *text)
+{
+    console_cell(stderr, text, 200);
+    fputc('\n', stderr);
+}
+
 static int tell_row(struct smoke *s)
 {
     read_row(s);
@@ -250,17 +262,22 @@ static int tell_row(struct smoke *s)
     if (strcmp(field(s, "status"), result_status_name(RESULT_OK)) == 0)
         return EXIT_WELL;
     fflush(stdout);
-    fprintf(stderr, "tranche smoke: the row came, and it is %s: %s: %s\n", field(s, "status"),
-            field(s, "error_code"), field(s, "error_detail"));
+    fprintf(stderr, "tranche smoke: the row came, and it is %s: %s: ", field(s, "status"),
+            field(s, "error_code"));
+    tell_detail(field(s, "error_detail"));
     return EXIT_STRICT;
 }
 
 static int tell_letter(const struct smoke *s)
 {
     struct str reason = query_text(s->q, 0), detail = query_text(s->q, 1);
-    fprintf(stderr,
-            "tranche smoke: a dead letter in place of a row of %s: " STR_FMT ": " STR_FMT "\n",
-            s->id, STR_ARG(reason), STR_ARG(detail));
+    struct text cell = {0};
+    text_add(&cell, detail);
+    text_char(&cell, '\0');
+    fprintf(stderr, "tranche smoke: a dead letter in place of a row of %s: " STR_FMT ": ", s->id,
+            STR_ARG(reason));
+    tell_detail(cell.failed ? "" : cell.ptr);
+    text_close(&cell);
     return EXIT_STRICT;
 }
 
@@ -301,9 +318,9 @@ static int smoke(struct smoke *s, int *status, struct err *err)
 {
     if (!s->queue.url)
         return err_set(err, E_USAGE, "want --source URL, where the prompt goes, found none");
-    int rc = console_db(&s->q, s->config, QUERY_READ, err);
-    if (rc >= 0) /* whether it may be asked for a row at all */
-        rc = ask(s, row_sql, err);
+    int rc = open_database(s, config_int(s->config, "connect-timeout"), err);
+    if (rc >= 0) /* whether it may be asked at all: of no id, nothing is found */
+        rc = ask_all(s, err);
     if (rc < 0)
         return at_step(err, "database, nothing was sent");
     if (send_prompt(s, err) < 0)

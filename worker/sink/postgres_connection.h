@@ -15,6 +15,7 @@ struct postgres_opts {
     const char *password_file; /* read at each connect; NULL: what libpq finds (.pgpass) */
     bool allow_insecure;       /* a server elsewhere without sslmode=verify-full */
     int64_t connect_ns;        /* how long open keeps trying; 0: once */
+    int64_t answer_ns;         /* of query.h, how long a statement may take; 0: ten minutes */
     const struct clock *clock;
 };
 enum { POSTGRES_PARAMETERS_MAX = 128, POSTGRES_LABEL_MAX = 200 };

@@ -1,6 +1,7 @@
 /* query_postgres: an operator's statements on PostgreSQL. See query.h. Every statement stands in a
  * transaction, because what it needs of a session (schema, zone, limits) may not outlive one behind
  * a pooler. A stream is a cursor that is fetched in small pieces. */
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "engine/log.h"
@@ -8,15 +9,18 @@
 #include "worker/sink/sink_postgres.h"
 
 /* People wait longer than workers: a whole table may be sorted or counted. */
-static const int64_t STATEMENT_NS = 605000000000;
+static const int64_t ANSWER_NS = 600000000000;
+/* The server gives up first, so that its answer says why; one that stands still says nothing. */
+static const int64_t SILENT_NS = 5000000000;
 #define SETTINGS                                                                                   \
     "SET LOCAL search_path=tranche; SET LOCAL timezone='UTC'; SET LOCAL datestyle='ISO'; "         \
-    "SET LOCAL statement_timeout=600000; SET LOCAL idle_in_transaction_session_timeout=600000"
+    "SET LOCAL statement_timeout=%lld; SET LOCAL idle_in_transaction_session_timeout=600000"
 #define FETCH "FETCH 64 FROM rows"
 
 struct query_postgres {
     struct query query;
     struct postgres pg;
+    int64_t answer_ns;
     PGresult *rows;
     int row;
     bool stream, own; /* own: the transaction is this statement's */
@@ -30,8 +34,10 @@ static struct query_postgres *of(struct query *q)
 static int failed(struct query_postgres *q, const struct postgres_failure *f, struct err *err)
 {
     postgres_rollback(&q->pg);
-    bool passing =
-        f->action == SQL_WAIT || f->action == SQL_WRONG_NODE || f->action == SQL_CONFLICT;
+    /* What has taken ten minutes takes them again; a short limit is for who asks again. */
+    bool passing = f->action == SQL_WAIT || f->action == SQL_WRONG_NODE ||
+                   f->action == SQL_CONFLICT ||
+                   (f->action == SQL_TIMEOUT && q->answer_ns < ANSWER_NS);
     return err_typed(err, passing ? E_RETRY : E_FATAL,
                      f->action == SQL_CONFIG ? "database_config" : "database", "%s: %s%s%s%s",
                      q->pg.label, f->text, *f->code ? " (" : "", f->code, *f->code ? ")" : "");
@@ -39,8 +45,10 @@ static int failed(struct query_postgres *q, const struct postgres_failure *f, st
 
 static int begin(struct query_postgres *q, struct postgres_failure *f)
 {
+    char settings[sizeof SETTINGS + 20];
     int rc = postgres_begin(&q->pg, f);
-    return rc < 0 ? rc : postgres_run(&q->pg, SETTINGS, f);
+    snprintf(settings, sizeof settings, SETTINGS, (long long)(q->answer_ns / 1000000));
+    return rc < 0 ? rc : postgres_run(&q->pg, settings, f);
 }
 
 /* Ends the statement at hand, and its transaction where it is its own. */
@@ -232,7 +240,8 @@ int query_postgres_open(struct query **out, const struct postgres_opts *opts, st
         return err_set(err, E_FATAL, "database: no memory");
     q->query.ops = &query_postgres_ops;
     int rc = postgres_open(&q->pg, opts, err);
-    q->pg.statement_ns = STATEMENT_NS;
+    q->answer_ns = opts->answer_ns ? opts->answer_ns : ANSWER_NS;
+    q->pg.statement_ns = q->answer_ns + SILENT_NS;
     if (rc >= 0)
         rc = connect_within(q, opts->connect_ns, err);
     if (rc >= 0)
