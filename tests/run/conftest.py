@@ -34,7 +34,15 @@ def postgres():
 
 
 @pytest.fixture(scope="module")
-def kafka(tmp_path_factory):
+def redis(tmp_path_factory):
+    import redis_server
+    server = redis_server.Server(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory):
     from kafka_broker import Broker
     broker = Broker(tmp_path_factory.mktemp("kafka")).start()
     yield broker

@@ -9,28 +9,6 @@ import time
 import pytest
 
 import redis_server
-from kafka_broker import Broker
-from postgres_server import Server
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    with Server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory):
-    server = redis_server.Server(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory):
-    broker = Broker(tmp_path_factory.mktemp("kafka")).start()
-    yield broker
-    broker.kill()
 
 
 class Desk:

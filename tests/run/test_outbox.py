@@ -96,7 +96,7 @@ class RedisSite(Site):
 @pytest.fixture(params=["redis", "kafka"])
 def site(request, binary, postgres, tmp_path):
     made = RedisSite(binary, postgres, tmp_path) if request.param == "redis" else \
-        KafkaSite(binary, postgres, tmp_path, request.getfixturevalue("kafka"))
+        KafkaSite(binary, postgres, tmp_path, request.getfixturevalue("broker"))
     yield made
     made.close()
 
@@ -109,8 +109,8 @@ def redis_site(binary, postgres, tmp_path):
 
 
 @pytest.fixture
-def kafka_site(binary, postgres, tmp_path, kafka):
-    made = KafkaSite(binary, postgres, tmp_path, kafka)
+def kafka_site(binary, postgres, tmp_path, broker):
+    made = KafkaSite(binary, postgres, tmp_path, broker)
     yield made
     made.close()
 

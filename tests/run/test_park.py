@@ -12,8 +12,6 @@ import time
 import pytest
 
 import redis_server
-from kafka_broker import Broker
-from postgres_server import Server
 from test_kill import query, remove, same_everything
 
 STOPS = int(os.environ.get("TRANCHE_STOPS", "6"))
@@ -21,19 +19,6 @@ SEED = int(os.environ.get("TRANCHE_SEED", "1"))
 LATE = 20  # seconds behind the grace that a busy machine may take to see a process gone
 CONTENT = ("custom_id, status, answer, reasoning, finish_reason, prompt_tokens, completion_tokens, "
            "reasoning_tokens, logprobs, choices, sanitized, params, seed, request")
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    with Server() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory):
-    made = Broker(tmp_path_factory.mktemp("kafka")).start()
-    yield made
-    made.kill()
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ class KafkaSite(Site):
 @pytest.fixture(params=["redis", "kafka"])
 def site(request, binary, postgres, tmp_path):
     made = RedisSite(binary, postgres, tmp_path) if request.param == "redis" else \
-        KafkaSite(binary, postgres, tmp_path, request.getfixturevalue("kafka"))
+        KafkaSite(binary, postgres, tmp_path, request.getfixturevalue("broker"))
     yield made
     made.close()
 

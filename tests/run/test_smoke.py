@@ -11,7 +11,6 @@ import time
 import pytest
 
 import redis_server
-from kafka_broker import Broker
 from postgres_server import Server
 
 
@@ -22,20 +21,6 @@ def postgres(binary):
         subprocess.run([binary, "migrate", "--db", server.url("llm")], check=True, capture_output=True, timeout=120)
         server.ask("llm", "CREATE ROLE pod LOGIN IN ROLE tranche_worker; CREATE ROLE desk LOGIN IN ROLE tranche_redrive")
         yield server
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory):
-    server = redis_server.Server(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory):
-    broker = Broker(tmp_path_factory.mktemp("kafka")).start()
-    yield broker
-    broker.kill()
 
 
 class Road:

@@ -39,19 +39,6 @@ static const char *flag_of(const json_t *container, const char *name)
     return found;
 }
 
-/* NULL: it is not set; "": its value stands elsewhere. */
-static const char *environment_of(const json_t *container, const char *name)
-{
-    size_t i;
-    json_t *e;
-    json_array_foreach(json_object_get(container, "env"), i, e)
-    {
-        if (strcmp(text_of(e, "name"), name) == 0)
-            return text_of(e, "value");
-    }
-    return NULL;
-}
-
 static const json_t *named(const json_t *list, const char *name)
 {
     size_t i;
@@ -62,6 +49,13 @@ static const json_t *named(const json_t *list, const char *name)
             return o;
     }
     return NULL;
+}
+
+/* NULL: it is not set; "": its value stands elsewhere. */
+static const char *environment_of(const json_t *container, const char *name)
+{
+    const json_t *e = named(json_object_get(container, "env"), name);
+    return e ? text_of(e, "value") : NULL;
 }
 
 /* Of that name beside the pod: another namespace's is another. */
