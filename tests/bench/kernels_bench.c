@@ -340,7 +340,7 @@ static void bench_step(struct bench *b)
     for (size_t i = 0; i < TR_COUNT(rows); i++) {
         struct cache c;
         cache_open(&c, 300, rows[i], false);
-        enum { RUNS = 9 };
+        enum { RUNS = 25 };
         double times[RUNS], ratios[RUNS], sum;
         for (int run = 0; run < RUNS; run++) {
             sum = 0;

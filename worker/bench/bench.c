@@ -42,22 +42,21 @@ static json_t *run_object(const char *workload, const struct loaded_model *m,
 }
 
 static int run_decode(json_t *runs, const struct loaded_model *m, struct engine *e,
-                      const struct bench_ceilings *top, double seconds, struct err *err)
+                      struct bench_stream *stream, double seconds, struct err *err)
 {
     static const int counts[] = {1, 4, 16};
     for (size_t i = 0; i < TR_COUNT(counts); i++) {
         struct bench_result r;
         char workload[32];
-        int rc = bench_decode(&r, e, model_config(m->model), counts[i], seconds, err);
+        int rc = bench_decode(&r, e, stream, model_config(m->model), counts[i], seconds, err);
         if (rc != E_OK)
             return rc;
         snprintf(workload, sizeof workload, "decode-%d", counts[i]);
         json_t *run = run_object(workload, m, e, &r);
-        double steps = r.out_tok_s_steady / counts[i];
         CHECK(run);
         /* Weight bytes alone, so a small model that lives in the cache can pass 1. */
         json_object_set_new(run, "share_read",
-                            json_real(steps * step_bytes(m->model) / (top->read_GBps * 1e9)));
+                            json_real(step_bytes(m->model) / r.stream_bytes_step));
         CHECK(json_array_append_new(runs, run) == 0);
     }
     return E_OK;
@@ -105,20 +104,25 @@ static int run_all(json_t *doc, const struct loaded_model *m, struct engine *e,
     int threads = (int)config_int(config, "threads");
     int isa = config_choice(config, "isa");
     struct bench_ceilings top;
+    struct bench_stream *stream;
     json_t *runs = json_object_get(doc, "runs");
     threads = threads ? threads : threads_chosen();
     int rc =
-        bench_ceilings(&top, threads, isa ? (enum cpu_isa)(isa - 1) : cpu_isa_best(), seconds, err);
+        bench_stream_open(&stream, threads, isa ? (enum cpu_isa)(isa - 1) : cpu_isa_best(), err);
+    if (rc == E_OK)
+        rc = bench_ceilings(&top, stream, seconds, err);
     if (rc != E_OK)
-        return rc;
+        goto out;
     json_t *ceilings = json_pack("{s:f, s:f, s:f}", "read_GBps", top.read_GBps, "copy_GBps",
                                  top.copy_GBps, "fp32_GFLOPs", top.fp32_GFLOPs);
     CHECK(ceilings && json_object_set_new(doc, "ceilings", ceilings) == 0);
-    rc = run_decode(runs, m, e, &top, seconds, err);
+    rc = run_decode(runs, m, e, stream, seconds, err);
     if (rc == E_OK)
         rc = run_prefill(runs, m, e, &top, seconds, err);
     if (rc == E_OK)
         rc = run_tokenizer(runs, m, config_text(config, "text"), seconds, err);
+out:
+    bench_stream_close(stream);
     return rc;
 }
 

@@ -7,8 +7,9 @@
 enum { STREAM_BYTES = 256 << 20, CHUNK_BYTES = 1 << 20, GEMM_ROWS = 256, GEMM_SIDE = 1024 };
 static_assert(STREAM_BYTES % CHUNK_BYTES == 0, "whole chunks");
 
-struct stream {
-    const uint64_t *from;
+struct bench_stream {
+    struct cpu *cpu;
+    uint64_t *from;
     uint64_t *to;   /* copy target */
     uint64_t *sums; /* [chunks], so that no read can be left out */
 };
@@ -18,10 +19,41 @@ static double now_seconds(void)
     return (double)clock_mono_ns(clock_system()) / 1e9;
 }
 
+int bench_stream_open(struct bench_stream **out, int threads, enum cpu_isa isa, struct err *err)
+{
+    struct bench_stream *s = mem_alloc(1, sizeof *s);
+    *out = s;
+    if (!s)
+        return err_set(err, E_FATAL, "bench: no memory for %zu bytes", sizeof *s);
+    *s = (struct bench_stream){.cpu = cpu_open(threads, isa),
+                               .from = mem_alloc(STREAM_BYTES, 1),
+                               .to = mem_alloc(STREAM_BYTES, 1),
+                               .sums = mem_alloc(STREAM_BYTES / CHUNK_BYTES, sizeof *s->sums)};
+    if (!s->cpu)
+        return err_set(err, E_FATAL, "bench: cannot start %d threads with %s", threads,
+                       cpu_isa_name(isa));
+    if (!s->from || !s->to || !s->sums)
+        return err_set(err, E_FATAL, "bench: no memory for two buffers of %d bytes", STREAM_BYTES);
+    for (size_t i = 0; i < STREAM_BYTES / sizeof *s->from; i++)
+        s->from[i] = i * 0x9E3779B97F4A7C15u;
+    return E_OK;
+}
+
+void bench_stream_close(struct bench_stream *s)
+{
+    if (!s)
+        return;
+    mem_free(s->from);
+    mem_free(s->to);
+    mem_free(s->sums);
+    cpu_close(s->cpu);
+    mem_free(s);
+}
+
 /* Eight sums, so that the adds never wait for each other. */
 static void read_chunk(void *ctx, int i)
 {
-    const struct stream *s = ctx;
+    const struct bench_stream *s = ctx;
     const size_t n = CHUNK_BYTES / sizeof *s->from;
     const uint64_t *p = s->from + (size_t)i * n;
     uint64_t sum[8] = {0}, total = 0;
@@ -35,47 +67,32 @@ static void read_chunk(void *ctx, int i)
 
 static void copy_chunk(void *ctx, int i)
 {
-    const struct stream *s = ctx;
+    const struct bench_stream *s = ctx;
     const size_t n = CHUNK_BYTES / sizeof *s->from;
     memcpy(s->to + (size_t)i * n, s->from + (size_t)i * n, CHUNK_BYTES);
 }
 
-/* Best pass in `seconds`: a neighbour on the machine only ever slows a pass down. */
-static double best_rate(struct cpu *cpu, void (*task)(void *, int), struct stream *s, double bytes,
-                        double seconds)
+static double pass_rate(struct bench_stream *s, void (*task)(void *, int), double bytes)
 {
-    double best = 0, start = now_seconds(), end;
-    do {
-        double t = now_seconds();
-        cpu_run(cpu, STREAM_BYTES / CHUNK_BYTES, task, s);
-        end = now_seconds();
-        best = TR_MAX(best, bytes / (end - t));
-    } while (end - start < seconds);
-    return best;
+    double start = now_seconds();
+    cpu_run(s->cpu, STREAM_BYTES / CHUNK_BYTES, task, s);
+    return bytes / (now_seconds() - start);
 }
 
-static int measure_stream(struct bench_ceilings *out, struct cpu *cpu, double seconds,
-                          struct err *err)
+double bench_stream_read(struct bench_stream *s)
 {
-    struct stream s = {0};
-    int rc = E_OK;
-    uint64_t *from = mem_alloc(STREAM_BYTES, 1);
-    s.from = from;
-    s.to = mem_alloc(STREAM_BYTES, 1);
-    s.sums = mem_alloc(STREAM_BYTES / CHUNK_BYTES, sizeof *s.sums);
-    if (!from || !s.to || !s.sums) {
-        rc = err_set(err, E_FATAL, "bench: no memory for two buffers of %d bytes", STREAM_BYTES);
-        goto out;
-    }
-    for (size_t i = 0; i < STREAM_BYTES / sizeof *from; i++)
-        from[i] = i * 0x9E3779B97F4A7C15u;
-    out->read_GBps = best_rate(cpu, read_chunk, &s, STREAM_BYTES, seconds) / 1e9;
-    out->copy_GBps = best_rate(cpu, copy_chunk, &s, 2.0 * STREAM_BYTES, seconds) / 1e9;
-out:
-    mem_free(from);
-    mem_free(s.to);
-    mem_free(s.sums);
-    return rc;
+    return pass_rate(s, read_chunk, STREAM_BYTES);
+}
+
+/* Best pass in `seconds`: a neighbour on the machine only ever slows a pass down. */
+static double best_rate(struct bench_stream *s, void (*task)(void *, int), double bytes,
+                        double seconds)
+{
+    double best = 0, start = now_seconds();
+    do
+        best = TR_MAX(best, pass_rate(s, task, bytes));
+    while (now_seconds() - start < seconds);
+    return best;
 }
 
 static int measure_gemm(struct bench_ceilings *out, struct cpu *cpu, double seconds,
@@ -112,16 +129,10 @@ out:
     return rc;
 }
 
-int bench_ceilings(struct bench_ceilings *out, int threads, enum cpu_isa isa, double seconds,
+int bench_ceilings(struct bench_ceilings *out, struct bench_stream *s, double seconds,
                    struct err *err)
 {
-    struct cpu *cpu = cpu_open(threads, isa);
-    if (!cpu)
-        return err_set(err, E_FATAL, "bench: cannot start %d threads with %s", threads,
-                       cpu_isa_name(isa));
-    int rc = measure_stream(out, cpu, seconds, err);
-    if (rc == E_OK)
-        rc = measure_gemm(out, cpu, seconds, err);
-    cpu_close(cpu);
-    return rc;
+    out->read_GBps = best_rate(s, read_chunk, STREAM_BYTES, seconds) / 1e9;
+    out->copy_GBps = best_rate(s, copy_chunk, 2.0 * STREAM_BYTES, seconds) / 1e9;
+    return measure_gemm(out, s->cpu, seconds, err);
 }

@@ -6,6 +6,7 @@
 #include "worker/bench/bench.h"
 
 enum { TEXT_BYTES = 4 << 20, ENCODE_BYTES = 1 << 16, WORDS_MAX = 4096, PREFILL_AT_ONCE = 4 };
+enum { PAIRS_MAX = 4096 };
 
 struct bench_seq {
     struct request request;
@@ -17,8 +18,11 @@ struct round {
     struct bench_seq seqs[BENCH_SEQS_MAX];
     int n;
     int64_t out_tokens, in_tokens, steady_tokens;
-    double seconds, steady_seconds;
+    double seconds, steady_seconds, pass_seconds;
     uint8_t sha256[32];
+    struct bench_stream *stream; /* NULL: no pairs */
+    double pairs[PAIRS_MAX];     /* bytes that the stream reads in a step's time */
+    int n_pairs;
 };
 
 static double now_seconds(void)
@@ -74,51 +78,82 @@ static int take_finished(struct round *r, const struct finished *f, struct err *
     return E_OK;
 }
 
+/* The step just made, and a pass of the stream while the memory is as fast or slow as it was. The
+ * passes take no longer than the steps do: a small model makes a hundred in the time of one pass.
+ */
+static void add_pair(struct round *r, double step_seconds)
+{
+    if (!r->stream || r->n_pairs == PAIRS_MAX || r->pass_seconds > r->steady_seconds)
+        return;
+    double start = now_seconds();
+    r->pairs[r->n_pairs++] = bench_stream_read(r->stream) * step_seconds;
+    r->pass_seconds += now_seconds() - start;
+}
+
+static int rising(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
 /* One round: all requests at once, until the last has ended. "Steady" begins when every prompt has
  * been computed. */
 static int round_run(struct engine *e, struct round *r, struct err *err)
 {
     struct finished done[BENCH_SEQS_MAX];
-    struct engine_stats before, at;
-    double start = now_seconds(), steady = 0;
-    int64_t in_tokens = 0, steady_from = 0;
+    struct engine_stats first, before, at;
+    double start = now_seconds();
+    int64_t in_tokens = 0;
     int rc = submit_all(e, r, err);
     if (rc != E_OK)
         return rc;
+    r->seconds += now_seconds() - start;
     for (int i = 0; i < r->n; i++)
         in_tokens += r->seqs[i].request.n_prompt;
-    engine_stats(e, &before);
-    while (!engine_idle(e)) {
+    engine_stats(e, &first);
+    for (before = first; !engine_idle(e); before = at) {
+        bool steady = before.prefill_rows - first.prefill_rows >= in_tokens;
+        start = now_seconds();
         int n = engine_step(e, done, BENCH_SEQS_MAX, err);
         for (int i = 0; i < n && rc == E_OK; i++)
             rc = take_finished(r, &done[i], err);
         if (n < 0 || rc != E_OK)
             return n < 0 ? n : rc;
+        double seconds = now_seconds() - start;
         engine_stats(e, &at);
-        if (steady == 0 && at.prefill_rows - before.prefill_rows >= in_tokens) {
-            steady = now_seconds();
-            steady_from = at.sampled;
+        r->seconds += seconds;
+        if (steady) {
+            r->steady_seconds += seconds;
+            r->steady_tokens += at.sampled - before.sampled;
+            add_pair(r, seconds);
         }
     }
-    engine_stats(e, &at);
-    r->seconds += now_seconds() - start;
     r->in_tokens += in_tokens;
-    r->out_tokens += at.sampled - before.sampled;
-    if (steady > 0) {
-        r->steady_seconds += now_seconds() - steady;
-        r->steady_tokens += at.sampled - steady_from;
-    }
+    r->out_tokens += at.sampled - first.sampled;
     return E_OK;
 }
 
-static int rounds_run(struct bench_result *out, struct engine *e, const struct model_config *c,
-                      int n, int n_prompt, int n_output, double seconds, struct err *err)
+static void rates(struct bench_result *out, struct round *r)
+{
+    out->out_tok_s = (double)r->out_tokens / r->seconds;
+    out->in_tok_s = (double)r->in_tokens / r->seconds;
+    if (r->steady_seconds > 0)
+        out->out_tok_s_steady = (double)r->steady_tokens / r->steady_seconds;
+    qsort(r->pairs, (size_t)r->n_pairs, sizeof *r->pairs, rising);
+    if (r->n_pairs)
+        out->stream_bytes_step = r->pairs[r->n_pairs / 2];
+}
+
+static int rounds_run(struct bench_result *out, struct engine *e, struct bench_stream *stream,
+                      const struct model_config *c, int n, int n_prompt, int n_output,
+                      double seconds, struct err *err)
 {
     struct round *r = mem_alloc(1, sizeof *r);
     int rc = r ? E_OK : err_set(err, E_FATAL, "bench: no memory for %zu bytes", sizeof *r);
     *out = (struct bench_result){0};
     for (uint64_t round = 0; rc == E_OK && (round == 0 || r->seconds < seconds); round++) {
         r->n = n;
+        r->stream = stream;
         for (int i = 0; i < n; i++)
             seq_prepare(&r->seqs[i], round * BENCH_SEQS_MAX + (uint64_t)i, n_prompt, n_output, c);
         rc = round_run(e, r, err);
@@ -126,28 +161,24 @@ static int rounds_run(struct bench_result *out, struct engine *e, const struct m
         for (int i = 0; i < 32 && round == 0; i++)
             snprintf(out->outputs_sha256 + 2 * i, 3, "%02x", r->sha256[31 - i]);
     }
-    if (rc == E_OK) {
-        out->out_tok_s = (double)r->out_tokens / r->seconds;
-        out->in_tok_s = (double)r->in_tokens / r->seconds;
-        if (r->steady_seconds > 0)
-            out->out_tok_s_steady = (double)r->steady_tokens / r->steady_seconds;
-    }
+    if (rc == E_OK)
+        rates(out, r);
     mem_free(r);
     return rc;
 }
 
-int bench_decode(struct bench_result *out, struct engine *e, const struct model_config *c, int n,
-                 double seconds, struct err *err)
+int bench_decode(struct bench_result *out, struct engine *e, struct bench_stream *stream,
+                 const struct model_config *c, int n, double seconds, struct err *err)
 {
     CHECK(n >= 1 && n <= BENCH_SEQS_MAX);
-    return rounds_run(out, e, c, n, BENCH_DECODE_PROMPT, BENCH_DECODE_TOKENS, seconds, err);
+    return rounds_run(out, e, stream, c, n, BENCH_DECODE_PROMPT, BENCH_DECODE_TOKENS, seconds, err);
 }
 
 int bench_prefill(struct bench_result *out, struct engine *e, const struct model_config *c,
                   int length, double seconds, struct err *err)
 {
     CHECK(length >= 1 && length <= BENCH_PREFILL_PROMPT);
-    return rounds_run(out, e, c, PREFILL_AT_ONCE, length, 1, seconds, err);
+    return rounds_run(out, e, NULL, c, PREFILL_AT_ONCE, length, 1, seconds, err);
 }
 
 /* A vocabulary word with its space in front; byte-level vocabularies are ordered by how common. */
