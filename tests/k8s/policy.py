@@ -120,12 +120,13 @@ def volumes_are_bounded(objects):
                 yield f"{name}: emptyDir {v['name']} without sizeLimit"
             if "hostPath" in v:
                 yield f"{name}: hostPath {v['name']}"
-    for name, template, c in containers(objects):
-        sizes = {v["name"]: amount(v["emptyDir"].get("sizeLimit", 0))
-                 for v in template["spec"].get("volumes", []) if "emptyDir" in v}
-        limit = c.get("resources", {}).get("limits", {}).get("ephemeral-storage", "0")
-        if sum(sizes.values()) > amount(limit):
-            yield f"{name}: emptyDirs of {sum(sizes.values())} bytes, ephemeral-storage {limit}"
+    for name, template in templates(objects):
+        spec = template["spec"]
+        sizes = [amount(v["emptyDir"].get("sizeLimit", 0)) for v in spec.get("volumes", []) if "emptyDir" in v]
+        limit = sum(amount(c.get("resources", {}).get("limits", {}).get("ephemeral-storage", "0"))
+                    for c in spec["containers"])
+        if sum(sizes) > limit:
+            yield f"{name}: emptyDirs of {sum(sizes)} bytes, ephemeral-storage {limit}"
 
 
 @rule
@@ -222,12 +223,15 @@ def workers_leave(objects):
 
 @rule
 def workers_are_alike(objects):
-    """One pod, written where kustomize cannot share it: all must be equal but args and what makes
-    a Deployment's pod."""
+    """One pod, written where kustomize cannot share it: all must be equal but args, what makes a
+    Deployment's pod, and what runs ahead (groups_begin_once) with the volumes that it alone mounts."""
     seen = {}
     for name, template, c in workers(objects):
         labels = {k: v for k, v in template["metadata"]["labels"].items() if k != "tranche.pool"}
-        bare = json.dumps([template["spec"] | {"containers": [c | {"args": None}], "restartPolicy": None},
+        spec = {k: v for k, v in template["spec"].items() if k != "initContainers"}
+        mine = {m["name"] for m in c["volumeMounts"]}
+        volumes = [v for v in spec["volumes"] if v["name"] in mine or "initContainers" not in template["spec"]]
+        bare = json.dumps([spec | {"containers": [c | {"args": None}], "restartPolicy": None, "volumes": volumes},
                            template["metadata"] | {"labels": labels}], sort_keys=True)
         seen.setdefault(bare, name)
     if len(seen) > 1:
@@ -238,7 +242,9 @@ def workers_are_alike(objects):
 def exit_codes_are_ours(objects):
     for name, spec in job_specs(objects):
         rules = spec.get("podFailurePolicy", {}).get("rules", [])
-        names = [c["name"] for c in spec["template"]["spec"]["containers"]]
+        # Where something runs ahead, a rule that names no container is for either's code.
+        ahead = "initContainers" in spec["template"]["spec"]
+        names = [None] if ahead else [c["name"] for c in spec["template"]["spec"]["containers"]]
         want = [("Ignore", None), ("Ignore", STOPPED), ("FailJob", PERMANENT), ("Count", TRANSIENT)]
         have = [(r["action"], r.get("onExitCodes", {}).get("values")) for r in rules]
         if have != want or rules[0].get("onPodConditions") != [{"type": "DisruptionTarget", "status": "True"}]:
@@ -246,7 +252,7 @@ def exit_codes_are_ours(objects):
         for r in rules:
             if "onExitCodes" in r and (r["onExitCodes"].get("containerName") not in names
                                        or r["onExitCodes"]["operator"] != "In"):
-                yield f"{name}: a rule of podFailurePolicy is of no container of the pod"
+                yield f"{name}: a rule of podFailurePolicy is not of the pod's containers"
 
 
 @rule
@@ -473,8 +479,45 @@ def runs_read_by_themselves(objects):
         yield "tranche.conf: canary would be every worker's"
 
 
+def command(template, kind="containers"):
+    return template["spec"].get(kind, [{}])[0].get("args", [])
+
+
+@rule
+def groups_begin_once(objects):
+    """A worker begins a group without a position at the first message. Where that is not meant, the
+    Job that begins it may be late: each of its pods does the same first, as who may, and only there."""
+    conf, begun = settings(objects), {}
+    for o in (o for o in objects if o["kind"] == "Job" and not drops(o)):
+        args = command(o["spec"]["template"])
+        if args[:1] == ["init"]:
+            begun[argument(o, "group") or conf.get("group", "tranche")] = args, o["spec"]["template"]["spec"]
+    for name, template, c in workers(objects):
+        group = dict(a[2:].split("=", 1) for a in c["args"] if "=" in a).get("group", conf.get("group", "tranche"))
+        args, pod = begun.get(group, ([], {}))
+        late = any(a.startswith("--canary=") for a in c["args"]) or "--from-end" in args
+        ahead = template["spec"].get("initContainers", [])
+        if not late:
+            yield from (f"{name}: {group} begins at the first message anyway" for _ in ahead)
+            continue
+        if "--from-end" not in args or [a["args"] for a in ahead] != [args]:
+            yield f"{name}: the Job of {group} runs {args}, its pods first {[a['args'] for a in ahead]}"
+        if secrets(template["spec"], ahead) != secrets(pod, pod.get("containers", [])):
+            yield f"{name}: what runs first is not who runs the Job of {group}"
+        if secrets(template["spec"], ahead) & secrets(template["spec"], [c]):
+            yield f"{name}: the worker has the Secret of who makes groups"
+        if any((a["image"], a["command"]) != (c["image"], c["command"]) for a in ahead):
+            yield f"{name}: what runs first is another program"
+
+
+def secrets(pod, of):
+    """{(Secret, where)} that containers of a pod mount."""
+    names = {v["name"]: v["secret"]["secretName"] for v in pod.get("volumes", []) if "secret" in v}
+    return {(names[m["name"]], m["mountPath"]) for c in of for m in c.get("volumeMounts", []) if m["name"] in names}
+
+
 def drops(o):
-    return any("--drop-group" in t["spec"]["containers"][0].get("args", []) for _, t in templates([o]))
+    return any("--drop-group" in command(t) for _, t in templates([o]))
 
 
 @rule

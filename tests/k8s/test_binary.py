@@ -12,7 +12,8 @@ import manifests
 BINARY = os.environ.get("TRANCHE_BIN", f"{manifests.ROOT}/build/release/tranche")
 WORLDS = {name: manifests.world(name) for name in manifests.WORLDS}
 CASES = [(name, who, c) for name, objects in WORLDS.items()
-         for who, t in manifests.templates(objects) for c in t["spec"]["containers"]]
+         for who, t in manifests.templates(objects)
+         for c in [*t["spec"].get("initContainers", []), *t["spec"]["containers"]]]
 DONE, REFUSED, UNREACHABLE = 0, 64, 69
 
 
@@ -33,7 +34,7 @@ def copies(container):
     return container["args"][0] == "cache"
 
 
-def run(container, objects, folder, secrets, edit=lambda text: text):
+def run(container, objects, folder, secrets, edit=lambda text: text, patience="1s"):
     """As the kubelet would, below `folder`: mounts are folders, $(VAR) is expanded."""
     def moved(text):
         text = re.sub(r"/var/run/secrets/tranche/\w+", str(secrets), text)
@@ -52,7 +53,7 @@ def run(container, objects, folder, secrets, edit=lambda text: text):
             with open(f"{folder}/etc/{mount}/{name}", "w") as f:
                 f.write(edit(moved(text)).replace("[::]:9464", f"127.0.0.1:{port}"))
     environment = {"PATH": os.environ["PATH"], "JOB_COMPLETION_INDEX": "3",
-                   "TRANCHE_CONNECT_TIMEOUT": "1s"}
+                   "TRANCHE_CONNECT_TIMEOUT": patience}
     for e in container.get("env", []):
         environment[e["name"]] = moved(e.get("value", "pod-1"))
     args = [re.sub(r"\$\((\w+)\)", lambda m: environment[m[1]], edit(moved(a))) for a in container["args"]]
@@ -61,7 +62,7 @@ def run(container, objects, folder, secrets, edit=lambda text: text):
     return done.returncode, done.stdout.decode()
 
 
-@pytest.mark.parametrize("world, who, container", CASES, ids=[f"{w}-{n}".replace(" ", "-") for w, n, _ in CASES])
+@pytest.mark.parametrize("world, who, container", CASES, ids=[f"{w}-{n}-{c['name']}".replace(" ", "-") for w, n, c in CASES])
 def test_command_line_is_taken(world, who, container, tmp_path, secrets):
     assert container["command"] == ["tranche"]
     code, text = run(container, WORLDS[world], tmp_path, secrets)

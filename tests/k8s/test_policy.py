@@ -146,6 +146,7 @@ POD = "spec.template.spec."
 BOX = POD + "containers.0."
 KEDA_POD = "spec.jobTargetRef.template.spec."
 KEDA_BOX = KEDA_POD + "containers.0."
+AHEAD = KEDA_POD + "initContainers.0."
 CACHE = "Job/tranche-cache"
 CANARY, CANARY_JOB = "keda canary", "ScaledJob/tranche-canary"
 CR, BACK, DROP = "keda canary redis", "keda canary redis back", "Job/tranche-drop-canary"
@@ -204,6 +205,19 @@ FIXTURES = [
     ("dropped_groups_are_nobodys", BACK, SCALED, KEDA_BOX + "args", lambda a: [*a, "--group=tranche-canary"]),
     ("dropped_groups_are_nobodys", BACK, DROP, "spec.ttlSecondsAfterFinished", 3600),
     ("dropped_groups_are_nobodys", BACK, *conf("rediss://redis.redis.svc:6379", "kafka://kafka.kafka.svc:9093")),
+    ("groups_begin_once", CANARY, CANARY_JOB, KEDA_POD + "initContainers", GONE),
+    ("groups_begin_once", CR, CANARY_JOB, KEDA_POD + "initContainers", GONE),
+    ("groups_begin_once", CANARY, CANARY_JOB, AHEAD + "args.3", "--connect-timeout=5s"),
+    ("groups_begin_once", CANARY, CANARY_JOB, AHEAD + "args.2", "--group=tranche"),
+    ("groups_begin_once", CANARY, CANARY_JOB, AHEAD + "image", "tranche:0.0.9"),
+    ("groups_begin_once", CANARY, CANARY_JOB, AHEAD + "volumeMounts.1.name", "broker"),
+    ("groups_begin_once", CANARY, CANARY_JOB, KEDA_BOX + "volumeMounts.2.name", "broker-admin"),
+    ("groups_begin_once", CANARY, "Job/tranche-init-canary", BOX + "args.3", GONE),
+    ("groups_begin_once", "keda blue-green", "Job/tranche-init-green", BOX + "args", lambda a: [*a, "--from-end"]),
+    ("groups_begin_once", KK, SCALED, KEDA_POD + "initContainers",
+     [{"name": "init", "image": "tranche:0.1.0", "args": ["init"]}]),
+    ("exit_codes_are_ours", CANARY, CANARY_JOB,
+     "spec.jobTargetRef.podFailurePolicy.rules.2.onExitCodes.containerName", "worker"),
     ("settings_reach_running_pods", JK, *conf("job-config = /etc/tranche-jobs", "")),
     ("settings_reach_running_pods", JK, DRAIN, BOX + "volumeMounts.7.subPath", "defaults.json"),
     ("settings_reach_running_pods", JK, DRAIN, POD + "volumes.7", {"name": "jobs", "emptyDir": {"sizeLimit": "1Mi"}}),
