@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """queue_bench: queue to row on servers of this machine, with the simulated engine: how many jobs a
 second go from a broker into PostgreSQL, how long a single job waits for its row, whether the engine
-ever waits for jobs that the broker has, and what memory a million jobs take.
+ever waits for jobs that the broker has, and what memory a million jobs take: with --million the
+script fails where the worker's memory grows by more than a tenth over the second half.
 
   tests/bench/queue_bench.py [--jobs N] [--trickle SECONDS] [--million] [--brokers kafka,redis]
 
@@ -15,7 +16,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -28,6 +28,9 @@ from redis_server import Server as Redis  # noqa: E402
 BINARY = os.environ.get("TRANCHE_BIN") or str(ROOT / "build/release/tranche")
 ENV = {k: v for k, v in os.environ.items() if not k.startswith("TRANCHE_")}
 TOKENS, PROMPT_BYTES = 64, 600  # rows of about 1 kB: the request is a column too
+FLUSH_ROWS = 512  # the worker's default
+MARKS = (50000, 100000, 250000, 500000, 750000)  # rows at which memory is looked at
+GROWTH_MAX = 1.1  # of the memory at the end over that at half the jobs
 
 
 def call(*args):
@@ -35,6 +38,47 @@ def call(*args):
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if done.returncode:
         raise SystemExit(f"{args[0]}: exit {done.returncode}\n{done.stderr.decode()[-2000:]}")
+
+
+def resident_mib(pid):
+    """Of a worker: its parent, which supervises, and the child that works."""
+    children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sum(int(re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{p}/status").read_text())[1])
+               for p in [pid, *children]) / 1024
+
+
+def write_ms(folder, n=100):
+    """What a transaction's worth of log costs on this disk at this moment, median."""
+    times = []
+    with open(folder / "write-probe", "wb", buffering=0) as f:
+        for _ in range(n):
+            start = time.monotonic()
+            os.pwrite(f.fileno(), bytes(FLUSH_ROWS * 1024), 0)
+            os.fdatasync(f.fileno())
+            times.append(time.monotonic() - start)
+    return sorted(times)[n // 2] * 1e3
+
+
+class Watch:
+    """Rows of a batch as they come, and the worker's memory at MARKS and at the last."""
+
+    def __init__(self, bench, name, worker):
+        self.at, self.memory, self.full_at, self.full = time.monotonic(), {}, 0, 0
+        self.bench, self.name, self.worker = bench, name, worker
+
+    def until(self, n):
+        rows, marks = 0, [*(m for m in MARKS if m < n), n]
+        while rows < n:
+            if self.worker.poll() is not None:
+                raise SystemExit(self.worker.stdout.read().decode()[-2000:])
+            new = self.bench.rows(self.name)
+            if new - rows >= FLUSH_ROWS:
+                self.full_at, self.full = time.monotonic() - self.at, new
+            rows = new
+            if rows >= marks[0]:
+                self.memory[marks.pop(0)] = resident_mib(self.worker.pid)
+            time.sleep(0.02)
+        return time.monotonic() - self.at
 
 
 class Bench:
@@ -80,22 +124,24 @@ class Bench:
         name = f"{broker}-{n}"
         url = self.queue(broker, name)
         self.submit(url, name, n, 2 * TOKENS, PROMPT_BYTES)
-        start = time.monotonic()
+        before = write_ms(self.folder)
         worker = self.worker(url, "--sim-tokens", TOKENS, "--slots", 256, *options)
-        peak = []
-        watch = threading.Thread(target=lambda: peak.append(os.wait4(worker.pid, 0)[2].ru_maxrss))
-        watch.start()
-        while self.rows(name) < n:
-            if not watch.is_alive():
-                raise SystemExit(worker.stdout.read().decode()[-2000:])
-            time.sleep(0.05)
-        seconds = time.monotonic() - start
-        watch.join()
+        watch = Watch(self, name, worker)
+        seconds = watch.until(n)
+        peak = os.wait4(worker.pid, 0)[2].ru_maxrss / 1024
         size = self.ask("SELECT avg(pg_column_size(r.*)) FROM tranche.results r "
                         "WHERE batch_id = %s", name)[0][0]
         print(f"{broker} to PostgreSQL: {n} jobs, rows of {float(size):.0f} bytes: "
-              f"{n / seconds:.0f} jobs/s from the start of the process, {peak[0] / 1024:.0f} MiB",
-              flush=True)
+              f"{n / seconds:.0f} jobs/s from the start of the process to the last row, "
+              f"{watch.full / watch.full_at:.0f} to the last full flush; the {n - watch.full} "
+              f"behind it came {seconds - watch.full_at:.1f} s later; 512 kB to disk "
+              f"{before:.2f} ms before, {write_ms(self.folder):.2f} behind", flush=True)
+        print(f"{broker}: resident MiB at rows " + ", ".join(
+            f"{rows}: {mib:.0f}" for rows, mib in watch.memory.items()) + f"; peak {peak:.0f}",
+            flush=True)
+        if watch.memory[n] > GROWTH_MAX * watch.memory.get(n // 2, watch.memory[n]):
+            raise SystemExit(f"{broker}: memory grows: want at most {GROWTH_MAX} x "
+                             f"{watch.memory[n // 2]:.0f} MiB, got {watch.memory[n]:.0f}")
         # Neither the dead rows nor the pages to write are the next figure's business.
         self.ask("DELETE FROM tranche.results WHERE batch_id = %s RETURNING 1", name)
         with self.sql.cursor() as c:
