@@ -12,8 +12,10 @@ totals are also written to build/tests/totals.
 import glob
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -164,6 +166,26 @@ def newest_kafka_client():
                 600, {"LD_LIBRARY_PATH": library}, count_units)
 
 
+def newest_postgres_server():
+    """Schema, roles, sink and the analysts' queries under the newest server that a registry package
+    carries. It has neither lz4 nor TLS; the tests of those stay with the distribution's."""
+    if not execute("fixtures postgres", ["tools/postgres.sh"], 300):
+        return
+    programs = open(f"{LOGS}/fixtures-postgres.log").read().strip()
+    package = os.path.dirname(os.path.dirname(programs))
+    with tempfile.TemporaryDirectory(prefix="tranche-postgres-") as folder:
+        # As root the server runs as another user, who may not see this folder.
+        os.chmod(folder, 0o755)
+        shutil.copytree(os.path.dirname(package), f"{folder}/all", symlinks=True)
+        copy = f"{folder}/all/{os.path.relpath(programs, os.path.dirname(package))}"
+        command = ["/usr/bin/python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k",
+                   "roles or analysts or migrate or sqlites or same_rows or contract "
+                   "or privilege", "tests/run/test_postgres_roles.py", "tests/run/test_postgres.py",
+                   "tests/run/test_analysts.py"]
+        execute("postgres newest server", command, 600,
+                {"PYTHONDONTWRITEBYTECODE": "1", "TRANCHE_TEST_POSTGRES_BIN": copy}, count_pytest)
+
+
 def lint():
     for path in sorted(glob.glob("tests/lint/*.sh") + glob.glob("tests/lint/*.py")):
         execute("lint " + os.path.splitext(os.path.basename(path))[0], [path], 120)
@@ -214,6 +236,7 @@ def run_all():
         beside.start()
     if release:
         newest_kafka_client()
+        newest_postgres_server()
         kubernetes()
         image()
     if fuzzers:

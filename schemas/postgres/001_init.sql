@@ -14,7 +14,9 @@ BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN', name);
         END IF;
     END LOOP;
-    IF NOT pg_has_role('tranche_owner', 'MEMBER') THEN
+    -- From 16 on who made a role is a member of it that may not act as it, unless granted once more.
+    IF NOT pg_has_role('tranche_owner', CASE WHEN current_setting('server_version_num')::int >= 160000
+                                        THEN 'SET' ELSE 'MEMBER' END) THEN
         EXECUTE format('GRANT tranche_owner TO %I', current_user);
     END IF;
     EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());

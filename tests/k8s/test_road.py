@@ -73,12 +73,6 @@ def test_commands_that_would_not_do():
             assert not [o for o in objects if o["kind"] == "Namespace"], c
 
 
-def test_the_owner_is_given():
-    """From PostgreSQL 16 on who may create roles cannot act as those that it made (42501)."""
-    sql = PAGE.split("**2. Users")[1].split("```sql")[1].split("```")[0]
-    assert "CREATE ROLE tranche_owner;" in sql and "GRANT tranche_owner TO tranche_admin;" in sql
-
-
 def test_secrets_of_step_three_are_those_of_the_table():
     loop = re.search(r"^for name in (tranche-db .*); do", PAGE, re.M)[1].split()
     table = re.findall(r"^\| Secret `([\w-]+)` \| [^|]* \| (.*) \|", PAGE, re.M)

@@ -19,7 +19,10 @@ import time
 
 
 def programs():
-    """The newest server on this machine; Debian keeps it out of the path."""
+    """The newest server on this machine; Debian keeps it out of the path. Another one's bin folder
+    can stand in TRANCHE_TEST_POSTGRES_BIN (tools/postgres.sh)."""
+    if named := os.environ.get("TRANCHE_TEST_POSTGRES_BIN"):
+        return pathlib.Path(named)
     found = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda p: int(p.split("/")[-2]))
     if not found:
         raise RuntimeError("want a PostgreSQL server (tools/install.sh test), found none")
