@@ -237,18 +237,20 @@ static void a_broken_model_stops_intake(void **state)
     expect_all_done(MANY);
 }
 
-/* Three of ten fail: it opens, a probe closes it, and in the end every job has its row. */
+/* Three of ten fail: it opens, a probe closes it, and in the end every job has its row. What is
+ * left then is too little to open it again; each pause is twice as long as the one before. */
 static void a_probe_lets_the_rest_through(void **state)
 {
     (void)state;
-    struct setting set = {.lines = many, .n = 160, .fail_share = 0.3, .breaker = 0.2};
+    enum { JOBS = 90 };
+    struct setting set = {.lines = many, .n = JOBS, .fail_share = 0.3, .breaker = 0.2};
     int64_t start = clock_mono_ns(clock_system());
     assert_int_equal(run(&set), E_OK);
     assert_true(clock_mono_ns(clock_system()) - start >= 5000000000); /* it did open */
-    expect_all_done(160);
-    assert_int_equal(ask("SELECT count(*) FROM results WHERE attempts=1"), 160);
+    expect_all_done(JOBS);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE attempts=1"), JOBS);
     int64_t failed = ask("SELECT count(*) FROM results WHERE status='failed'");
-    assert_true(failed > 20 && failed < 80);
+    assert_true(failed > 10 && failed < 50);
 }
 
 int main(void)
