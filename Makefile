@@ -17,7 +17,7 @@ demo: ## Kafka and Redis to PostgreSQL on private servers: 4,000 prompts, two wo
 	@tools/build.sh release tranche
 	@tools/demo.py
 
-test: ## install what the tests need and run all of them (10 minutes on 2 cores)
+test: ## install what the tests need and run all of them (about 45 minutes on 2 cores)
 	@tools/install.sh test
 	@tests/drive.py all
 
@@ -43,7 +43,7 @@ bench: ## measure ceilings and our share of them on this machine
 	@[ ! -e .cache/golden/complete ] || .cache/golden/bin/python tools/bench_transformers.py build/bench-model
 	@$(PYTHON) -m pytest -q -s -p no:cacheprovider tests/run/test_sim_speed.py
 	@tests/run/postgres_server.py $(BUILD)/sink_postgres_bench
-	@tests/bench/queue_bench.py
+	@tests/bench/queue_bench.py --million
 
 campaign: ## the whole fault campaign, in pieces if need be; its report is docs/campaign.md
 	@tools/build.sh faults tranche faultproxy
