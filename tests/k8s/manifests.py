@@ -11,6 +11,7 @@ CACHE = subprocess.run([f"{ROOT}/tools/k8s_schemas.sh"], stdout=subprocess.PIPE,
 # What an operator has on one cluster at a time, and what the rules hold against each other.
 WORLDS = {
     "keda kafka": ["jobs/init", "jobs/cache", "jobs/smoke", "keda/overlays/kafka", "monitoring/keda"],
+    "keda kafka sasl": ["jobs/init", "jobs/smoke", "keda/overlays/kafka-sasl", "keda/overlays/canary"],
     "keda redis": ["jobs/init", "jobs/smoke", "keda/overlays/redis", "monitoring/keda"],
     "keda warm pool": ["jobs/init", "jobs/drain", "keda/overlays/warm-pool", "monitoring/keda"],
     "keda shrinking pool": ["jobs/init", "keda/overlays/shrinking-pool"],
@@ -28,6 +29,7 @@ WORLDS = {
     "keda node models": ["jobs/init", "keda/overlays/node-models"],
     "keda nfs": ["jobs/init", "jobs/cache-nfs", "keda/overlays/nfs-model-cache"],
     "jobs kafka": ["common/kafka", "jobs/init", "jobs/drain", "jobs/backfill", "jobs/cron", "monitoring/base"],
+    "jobs kafka sasl": ["common/kafka-sasl", "jobs/init", "jobs/drain"],
     "jobs redis": ["common/redis", "jobs/init", "jobs/drain", "jobs/cron"],
 }
 

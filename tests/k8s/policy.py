@@ -449,6 +449,25 @@ def trigger_is_safe(objects):
             yield f"{label(o)}: with a fallback a broker that is away starts GPU pods"
 
 
+@rule
+def keda_is_its_own_user(objects):
+    """Never ours, and it signs in as the workers do: a listener takes certificates or passwords."""
+    broker = "\n".join(o["data"]["broker.conf"] for o in objects if label(o) == "ConfigMap/tranche")
+    passwords = "sasl." in broker or "password.file" in broker
+    for o in (o for o in objects if o["kind"] == "TriggerAuthentication"):
+        refs = {r["parameter"]: r["name"] for r in o["spec"]["secretTargetRef"]}
+        for parameter, name in refs.items():
+            if not name.startswith("tranche-keda"):
+                yield f"{label(o)}: {parameter} is from {name}, not from a user of KEDA's own"
+        used = {t["type"] for _, t, _ in triggers(objects)
+                if t.get("authenticationRef", {}).get("name") == o["metadata"]["name"]}
+        if used & {"kafka", "redis-streams"}:
+            want = {"ca", *(("username", "password") if passwords else ("cert", "key")),
+                    *(["sasl"] if "sasl." in broker else [])}
+            if refs.keys() != want:
+                yield f"{label(o)}: has {sorted(refs)}, by the workers' broker.conf want {sorted(want)}"
+
+
 def argument(o, name):
     """--NAME=... of the container of what a trigger starts, or None."""
     for _, template in templates([o]):

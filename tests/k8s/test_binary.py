@@ -26,6 +26,7 @@ def secrets(tmp_path_factory):
                    check=True, stderr=subprocess.DEVNULL)
     (folder / "ca.crt").write_text((folder / "tls.crt").read_text())
     (folder / "password").write_text("secret\n")
+    (folder / "username").write_text("pod\n")
     return folder
 
 
@@ -34,7 +35,7 @@ def copies(container):
     return container["args"][0] == "cache"
 
 
-def run(container, objects, folder, secrets, edit=lambda text: text, patience="1s"):
+def run(container, objects, folder, secrets, edit=lambda text: text, **more):
     """As the kubelet would, below `folder`: mounts are folders, $(VAR) is expanded."""
     def moved(text):
         text = re.sub(r"/var/run/secrets/tranche/\w+", str(secrets), text)
@@ -53,7 +54,7 @@ def run(container, objects, folder, secrets, edit=lambda text: text, patience="1
             with open(f"{folder}/etc/{mount}/{name}", "w") as f:
                 f.write(edit(moved(text)).replace("[::]:9464", f"127.0.0.1:{port}"))
     environment = {"PATH": os.environ["PATH"], "JOB_COMPLETION_INDEX": "3",
-                   "TRANCHE_CONNECT_TIMEOUT": patience}
+                   "TRANCHE_CONNECT_TIMEOUT": "1s", **more}
     for e in container.get("env", []):
         environment[e["name"]] = moved(e.get("value", "pod-1"))
     args = [re.sub(r"\$\((\w+)\)", lambda m: environment[m[1]], edit(moved(a))) for a in container["args"]]

@@ -39,9 +39,12 @@ def queue(request, tmp_path):
 
 
 class Site:
-    def __init__(self, folder, name, url):
-        self.folder, self.url = folder, url
-        self.objects = [o for part in OVERLAYS[name] for o in manifests.render(part)]
+    """Manifests over a queue of this machine: `url`, as the pods reach it."""
+
+    def __init__(self, folder, parts, url, plain=True, **environment):
+        self.folder, self.url, self.plain = folder, url, plain
+        self.environment = {"TRANCHE_CONNECT_TIMEOUT": "60s", **environment}
+        self.objects = [o for part in parts for o in manifests.render(part)]
         self.templates = dict(manifests.templates(self.objects))
 
     def edit(self, text):
@@ -50,12 +53,13 @@ class Site:
                            ("device", None), ("db-password-file", None), ("partitions", "3")):
             text = re.sub(rf"^{key} = .*$", f"{key} = {value}" if value else "engine = sim" * (key == "device"),
                           text, flags=re.M)
-        return re.sub(r"^(security\.protocol|ssl\.\S+|username|password\.file|tls\.\S+) = .*$", "", text, flags=re.M)
+        return text if not self.plain else re.sub(r"^(security\.protocol|ssl\.\S+|username|password\.file|tls\.\S+) = .*$", "",
+                                                  text, flags=re.M)
 
     def pod(self, name):
         spec = self.templates[name]["spec"]
         for c in [*spec.get("initContainers", []), *spec["containers"]]:
-            code, text = run(c, self.objects, self.folder, self.folder, self.edit, "60s")
+            code, text = run(c, self.objects, self.folder, self.folder, self.edit, **self.environment)
             assert code == 0, text
 
     def submit(self, first):
@@ -70,9 +74,9 @@ class Site:
                               env={"PATH": os.environ["PATH"]})
         assert done.returncode == 0, done.stdout.decode()
 
-    def rows(self):
+    def rows(self, run="canary"):
         with contextlib.closing(sqlite3.connect(self.folder / "rows.db")) as db:
-            return {i for i, in db.execute("SELECT custom_id FROM results WHERE run = 'canary'")}
+            return {i for i, in db.execute("SELECT custom_id FROM results WHERE run = ?", (run,))}
 
 
 def chosen(first):
@@ -82,7 +86,7 @@ def chosen(first):
 
 
 def test_a_canary_whose_job_is_late(queue, tmp_path):
-    site = Site(tmp_path, *queue)
+    site = Site(tmp_path, OVERLAYS[queue[0]], queue[1])
     assert chosen(0) and chosen(JOBS)
     site.call("init", "--group", "tranche", *(["--partitions", "3"] if queue[0] == "kafka" else []))
     site.submit(0)

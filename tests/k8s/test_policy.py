@@ -150,6 +150,7 @@ AHEAD = KEDA_POD + "initContainers.0."
 CACHE = "Job/tranche-cache"
 CANARY, CANARY_JOB = "keda canary", "ScaledJob/tranche-canary"
 CR, BACK, DROP = "keda canary redis", "keda canary redis back", "Job/tranche-drop-canary"
+SASL, AUTH = "keda kafka sasl", "TriggerAuthentication/tranche-queue"
 JK, JR, KK, KR = "jobs kafka", "jobs redis", "keda kafka", "keda redis"
 KP, K2, KN = "keda predicted", "keda two gpus", "keda node models"
 WARM, OBJECT, DEPLOYMENT = "keda warm pool", "ScaledObject/tranche-worker", "Deployment/tranche-worker"
@@ -218,6 +219,12 @@ FIXTURES = [
      [{"name": "init", "image": "tranche:0.1.0", "args": ["init"]}]),
     ("exit_codes_are_ours", CANARY, CANARY_JOB,
      "spec.jobTargetRef.podFailurePolicy.rules.2.onExitCodes.containerName", "worker"),
+    ("keda_is_its_own_user", KK, AUTH, "spec.secretTargetRef.1.name", "tranche-broker"),
+    ("keda_is_its_own_user", KK, AUTH, "spec.secretTargetRef.2", GONE),
+    ("keda_is_its_own_user", SASL, AUTH, "spec.secretTargetRef.1", GONE),
+    ("keda_is_its_own_user", SASL, AUTH, "spec.secretTargetRef.2.parameter", "cert"),
+    ("keda_is_its_own_user", KR, AUTH, "spec.secretTargetRef.1", GONE),
+    ("references_exist", SASL, AUTH, "spec.secretTargetRef.1.key", "mechanism"),
     ("settings_reach_running_pods", JK, *conf("job-config = /etc/tranche-jobs", "")),
     ("settings_reach_running_pods", JK, DRAIN, BOX + "volumeMounts.7.subPath", "defaults.json"),
     ("settings_reach_running_pods", JK, DRAIN, POD + "volumes.7", {"name": "jobs", "emptyDir": {"sizeLimit": "1Mi"}}),

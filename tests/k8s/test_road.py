@@ -48,6 +48,23 @@ def test_step_one(queue, tmp_path):
         assert any("@db.example.org/llm?" in a for a in asked[name]), name
 
 
+def test_overlays_of_the_page_stand(tmp_path):
+    """Those that a reader writes beside k8s/, as they stand on the page."""
+    os.symlink(f"{manifests.ROOT}/k8s", tmp_path / "k8s")
+    schemas = Schemas()
+    shown = [text.split("```")[0] for text in PAGE.split("```yaml\n")[1:]]
+    assert len(shown) == 2
+    for i, text in enumerate(shown):
+        mine = tmp_path / f"mine-{i}"
+        mine.mkdir()
+        (mine / "kustomization.yaml").write_text(text)
+        objects = manifests.render_folder(mine)
+        assert [e for o in objects for e in schemas.errors(o)] == []
+        if not any(o["kind"] == "ConfigMap" for o in objects):
+            objects += manifests.render("common/kafka")
+        assert policy.broken(objects) == {}
+
+
 def test_folders_of_the_page_are_there():
     for folder in re.findall(r"(?<!tests/)\bk8s/[\w./-]+", PAGE):
         assert os.path.exists(f"{manifests.ROOT}/{folder.rstrip('.')}"), folder
