@@ -13,6 +13,8 @@ WORLDS = {
     "keda kafka": ["jobs/init", "jobs/cache", "jobs/smoke", "keda/overlays/kafka", "monitoring/keda"],
     "keda kafka sasl": ["jobs/init", "jobs/smoke", "keda/overlays/kafka-sasl", "keda/overlays/canary"],
     "keda redis": ["jobs/init", "jobs/smoke", "keda/overlays/redis", "monitoring/keda"],
+    "keda redis sentinel": ["jobs/init", "jobs/smoke", "common/redis-sentinel", "jobs/drain",
+                            "keda/overlays/redis-sentinel"],
     "keda warm pool": ["jobs/init", "jobs/drain", "keda/overlays/warm-pool", "monitoring/keda"],
     "keda shrinking pool": ["jobs/init", "keda/overlays/shrinking-pool"],
     "keda canary": ["jobs/init", "keda/overlays/kafka", "keda/overlays/canary", "monitoring/keda"],

@@ -461,9 +461,10 @@ def keda_is_its_own_user(objects):
                 yield f"{label(o)}: {parameter} is from {name}, not from a user of KEDA's own"
         used = {t["type"] for _, t, _ in triggers(objects)
                 if t.get("authenticationRef", {}).get("name") == o["metadata"]["name"]}
-        if used & {"kafka", "redis-streams"}:
+        if used & {"kafka", "redis-streams", "redis-sentinel-streams"}:
             want = {"ca", *(("username", "password") if passwords else ("cert", "key")),
-                    *(["sasl"] if "sasl." in broker else [])}
+                    *(["sasl"] if "sasl." in broker else []),
+                    *(["sentinelPassword"] if "sentinel.password" in broker else [])}
             if refs.keys() != want:
                 yield f"{label(o)}: has {sorted(refs)}, by the workers' broker.conf want {sorted(want)}"
 
@@ -558,7 +559,7 @@ def dropped_groups_are_nobodys(objects):
 @rule
 def kafka_trigger_sees_our_lag(objects):
     conf = settings(objects)
-    host, topic = re.fullmatch(r"\w+://([^/]+)/(.+)", conf.get("source", "none://none/none")).groups()
+    host, topic = re.fullmatch(r"[\w-]+://([^/]+)/(.+)", conf.get("source", "none://none/none")).groups()
     for o, t, m in triggers(objects):
         if t["type"] == "apache-kafka":
             yield f"{label(o)}: apache-kafka is experimental; kafka is meant"
@@ -580,16 +581,22 @@ def kafka_trigger_sees_our_lag(objects):
 @rule
 def redis_trigger_sees_our_lag(objects):
     conf = settings(objects)
-    scheme, host, stream = re.fullmatch(r"(\w+)://([^/]+)/(.+)",
+    scheme, host, stream = re.fullmatch(r"([\w-]+)://([^/]+)/(.+)",
                                         conf.get("source", "none://none/none")).groups()
+    sentinel = scheme.endswith("-sentinel")
+    broker = "".join(o["data"]["broker.conf"] for o in objects if label(o) == "ConfigMap/tranche")
+    master = (re.findall(r"^sentinel\.master = (\S+)$", broker, re.M) or [None])[0]
     for o in objects:
-        mine = [(t, m) for x, t, m in triggers([o]) if t["type"] == "redis-streams"]
+        mine = [(t, m) for x, t, m in triggers([o]) if t["type"].startswith("redis")]
         if not mine:
             continue
         for t, m in mine:
-            for key, want in (("address", host), ("stream", stream),
+            if t["type"] != ("redis-sentinel-streams" if sentinel else "redis-streams"):
+                yield f"{label(o)}: {t['type']} for {conf.get('source')}"
+            for key, want in (("addresses" if sentinel else "address", host), ("stream", stream),
                               ("consumerGroup", argument(o, "group") or conf.get("group", "tranche")),
-                              ("enableTLS", "true" if scheme == "rediss" else None)):
+                              ("sentinelMaster", master), ("databaseIndex", None),
+                              ("enableTLS", "true" if scheme.startswith("rediss") else None)):
                 if m.get(key) != want:
                     yield f"{label(o)}: {key} is {m.get(key)}, want {want}"
         lag = [m["lagCount"] for _, m in mine if "lagCount" in m]
@@ -702,7 +709,7 @@ def references_exist(objects):
             if "configMap" in v and v["configMap"]["name"] not in maps:
                 yield f"{name}: no ConfigMap {v['configMap']['name']}"
     keys = {"db": "tranche-db", "broker": "tranche-broker"}
-    for folder, key in re.findall(r"/var/run/secrets/tranche/(\w+)/([\w.]+)", texts):
+    for folder, key in re.findall(r"/var/run/secrets/tranche/(\w+)/([\w.-]+)", texts):
         if f"`{key}`" not in given.get(keys.get(folder), ""):
             yield f"docs/kubernetes.md: Secret {keys.get(folder)} has no key {key}"
     for o in objects:

@@ -26,6 +26,7 @@ def secrets(tmp_path_factory):
                    check=True, stderr=subprocess.DEVNULL)
     (folder / "ca.crt").write_text((folder / "tls.crt").read_text())
     (folder / "password").write_text("secret\n")
+    (folder / "sentinel-password").write_text("secret\n")
     (folder / "username").write_text("pod\n")
     return folder
 

@@ -150,7 +150,7 @@ AHEAD = KEDA_POD + "initContainers.0."
 CACHE = "Job/tranche-cache"
 CANARY, CANARY_JOB = "keda canary", "ScaledJob/tranche-canary"
 CR, BACK, DROP = "keda canary redis", "keda canary redis back", "Job/tranche-drop-canary"
-SASL, AUTH = "keda kafka sasl", "TriggerAuthentication/tranche-queue"
+SENTINEL, SASL, AUTH = "keda redis sentinel", "keda kafka sasl", "TriggerAuthentication/tranche-queue"
 JK, JR, KK, KR = "jobs kafka", "jobs redis", "keda kafka", "keda redis"
 KP, K2, KN = "keda predicted", "keda two gpus", "keda node models"
 WARM, OBJECT, DEPLOYMENT = "keda warm pool", "ScaledObject/tranche-worker", "Deployment/tranche-worker"
@@ -224,6 +224,10 @@ FIXTURES = [
     ("keda_is_its_own_user", SASL, AUTH, "spec.secretTargetRef.1", GONE),
     ("keda_is_its_own_user", SASL, AUTH, "spec.secretTargetRef.2.parameter", "cert"),
     ("keda_is_its_own_user", KR, AUTH, "spec.secretTargetRef.1", GONE),
+    ("keda_is_its_own_user", SENTINEL, AUTH, "spec.secretTargetRef.3", GONE),
+    ("redis_trigger_sees_our_lag", SENTINEL, SCALED, TRIGGER + "sentinelMaster", "other"),
+    ("redis_trigger_sees_our_lag", SENTINEL, SCALED, TRIGGER + "addresses", "sentinel-0.queue.svc:26379"),
+    ("redis_trigger_sees_our_lag", SENTINEL, SCALED, "spec.triggers.1.type", "redis-streams"),
     ("references_exist", SASL, AUTH, "spec.secretTargetRef.1.key", "mechanism"),
     ("settings_reach_running_pods", JK, *conf("job-config = /etc/tranche-jobs", "")),
     ("settings_reach_running_pods", JK, DRAIN, BOX + "volumeMounts.7.subPath", "defaults.json"),
