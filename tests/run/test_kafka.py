@@ -10,6 +10,7 @@ import time
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from kafka_broker import Broker
 
@@ -284,6 +285,34 @@ def test_start_is_the_databases_not_the_groups(queue):
     queue.finish("--idle-exit", "3s")
     assert "progress_behind_group" in queue.logs()
     assert_all(queue, 300)
+
+
+def grow(queue, partitions):
+    admin = AdminClient({"bootstrap.servers": queue.broker.address})
+    admin.create_partitions([NewPartitions(queue.topic, partitions)])[queue.topic].result(60)
+    until = time.monotonic() + 60
+    while len(admin.list_topics(queue.topic, timeout=60).topics[queue.topic].partitions) < partitions:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_a_group_from_the_end_has_all_of_a_partition_that_came_later(queue):
+    """A canary's pods run init, and a partition may be added while none is up."""
+    begin = ("init", "--source", queue.url, "--group", "late", "--from-end")
+    for partition in range(3):
+        queue.broker.produce(queue.topic, jobs(2, partition * 2), "-p", str(partition))
+    queue.call(*begin)
+    grow(queue, 4)
+    queue.broker.produce(queue.topic, jobs(3, 10), "-p", "3")
+    queue.broker.produce(queue.topic, jobs(1, 20), "-p", "0")
+    queue.call(*begin)
+    queue.finish("--group", "late")
+    ids = {"job-10", "job-11", "job-12", "job-20"}
+    assert {i for i, in queue.rows("SELECT custom_id FROM results")} == ids
+    # One that is new takes the end of every partition.
+    queue.call("init", "--source", queue.url, "--group", "later", "--from-end")
+    queue.finish("--group", "later", "--run", "later")
+    assert queue.rows("SELECT count(*) FROM results WHERE run = 'later'") == [(0,)]
 
 
 def test_a_restored_database_that_knew_only_the_start(queue):

@@ -41,7 +41,17 @@ static int make_topic(rd_kafka_t *rk, const char *topic, const struct queue_shap
     return rc;
 }
 
-/* Only where the group has none: init may run again beside running workers. */
+/* The group has been here: what it has no offset of now has been added since. */
+static bool begun(const rd_kafka_topic_partition_list_t *all)
+{
+    for (int i = 0; i < all->cnt; i++)
+        if (all->elems[i].offset >= 0)
+            return true;
+    return false;
+}
+
+/* Only where the group has none: init may run again beside running workers. The end is for a group
+ * that begins; what stands in a partition that was added later nobody has passed over yet. */
 static int make_offsets(rd_kafka_t *rk, const char *topic, int32_t n, bool from_end,
                         struct err *err)
 {
@@ -50,6 +60,9 @@ static int make_offsets(rd_kafka_t *rk, const char *topic, int32_t n, bool from_
     for (int32_t p = 0; p < n; p++)
         rd_kafka_topic_partition_list_add(all, topic, p);
     rd_kafka_resp_err_t code = rd_kafka_committed(rk, all, ANSWER_MS);
+    for (int i = 0; code == RD_KAFKA_RESP_ERR_NO_ERROR && i < all->cnt; i++)
+        code = all->elems[i].err;
+    from_end = from_end && !begun(all);
     for (int i = 0; code == RD_KAFKA_RESP_ERR_NO_ERROR && i < all->cnt; i++) {
         int64_t low, high;
         if (all->elems[i].offset >= 0)
