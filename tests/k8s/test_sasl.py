@@ -32,6 +32,8 @@ def test_init_and_worker_sign_in(broker, tmp_path):
     broker.grant(["--operation", "Read", "--operation", "Create", "--topic", "prompts"],
                  ["--operation", "Read", "--group", "tranche"])
     site.pod("Job/tranche-init")
+    broker.take(["--operation", "Create", "--topic", "prompts"])
+    site.pod("Job/tranche-init")  # of a topic that is there: as with each new image
     jobs = [json.dumps({"id": f"job-{i}", "prompt": "x", "max_tokens": 3}) for i in range(50)]
     broker.produce("prompts", jobs)
     site.pod("ScaledJob/tranche-worker")

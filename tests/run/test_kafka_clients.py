@@ -69,6 +69,11 @@ class SecureBroker(Broker):
             self.java("org.apache.kafka.tools.AclCommand", "--bootstrap-server", self.address,
                       "--add", "--allow-principal", "User:scram", *rule)
 
+    def take(self, *rules):
+        for rule in rules:
+            self.java("org.apache.kafka.tools.AclCommand", "--bootstrap-server", self.address,
+                      "--remove", "--force", "--allow-principal", "User:scram", *rule)
+
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory):
@@ -162,12 +167,18 @@ def test_scram_with_no_more_rights_than_needed(call, broker, newest, tmp_path):
                     "g", env=env)
     done = attempt(newest)
     assert done.returncode == 65 and b"uthoriz" in done.stderr, "nothing was granted yet"
-    broker.grant(["--operation", "Read", "--operation", "Describe", "--topic", "scram"],
+    broker.grant(["--operation", "Read", "--operation", "Describe", "--topic", "scram", "--topic", "absent"],
                  ["--operation", "Read", "--operation", "Describe", "--group", "g"])
     done = attempt(newest)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     assert statuses(tmp_path) == [("ok", 200, 200)]
     assert b"geheim" not in done.stderr
+    # `init` wants Create where the topic is missing, and there alone.
+    for topic, code, words in (("scram", 0, []), ("absent", 65, ["opic authorization failed", 'no topic "absent"'])):
+        done = call("init", "--source", f"kafka://localhost:{broker.sasl}/{topic}", "--group", "g",
+                    "--broker-config", "client.conf", env=newest)
+        said = done.stderr.decode()
+        assert done.returncode == code and all(w in said for w in words), said[-3000:]
     # The distribution's library cannot: whoever reads "invalid credentials" would look for a slip
     # in the password.
     done = attempt({})

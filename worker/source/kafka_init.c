@@ -9,8 +9,10 @@
 
 enum { ANSWER_MS = 10000, SETTLE_TRIES = 100 };
 
+/* A broker looks at the right to make a topic before it looks whether the topic is there: the
+ * refusal goes to *refused, and counts where the topic is not there. */
 static int make_topic(rd_kafka_t *rk, const char *topic, const struct queue_shape *shape,
-                      bool *made, struct err *err)
+                      bool *made, struct err *refused, struct err *err)
 {
     char why[256] = "";
     rd_kafka_NewTopic_t *new =
@@ -30,8 +32,12 @@ static int make_topic(rd_kafka_t *rk, const char *topic, const struct queue_shap
         text = rd_kafka_topic_result_error_string(results[0]);
     }
     *made = code == RD_KAFKA_RESP_ERR_NO_ERROR;
+    bool no_right = code == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED ||
+                    code == RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
     int rc = E_OK;
-    if (code != RD_KAFKA_RESP_ERR_NO_ERROR && code != RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS)
+    if (no_right)
+        err_set(refused, kafka_error_class(code), "%s", rd_kafka_err2str(code));
+    else if (code != RD_KAFKA_RESP_ERR_NO_ERROR && code != RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS)
         rc = err_set(err, kafka_error_class(code), "topic \"%s\": %s", topic,
                      text ? text : rd_kafka_err2str(code));
     if (event)
@@ -89,13 +95,17 @@ static int make_offsets(rd_kafka_t *rk, const char *topic, int32_t n, bool from_
 
 /* A new topic takes a moment to be known everywhere and to have leaders. */
 static int settle(rd_kafka_t *rk, const char *topic, const struct source_opts *opts,
-                  const struct queue_shape *shape, bool made, struct err *err)
+                  const struct queue_shape *shape, bool made, const struct err *refused,
+                  struct err *err)
 {
     int32_t partitions = 0;
     for (int tries = 0;; tries++) {
         struct err why = {0};
         int rc = kafka_client_topic(rk, topic, opts->connect_timeout_ns, NULL, &partitions, &why);
         bool unknown = rc == E_FATAL && made;
+        if (rc == E_FATAL && refused->code)
+            return err_set(err, rc, "topic \"%s\": to make it: %s; to find it: %s", topic,
+                           refused->msg, why.msg);
         if (rc >= 0)
             rc = make_offsets(rk, topic, partitions, shape->from_end, &why);
         if (rc >= 0 || !(rc == E_RETRY || unknown) || tries == SETTLE_TRIES)
@@ -124,12 +134,13 @@ int kafka_queue_init(const struct source_url *url, const struct source_opts *opt
         rc = err_set(err, E_FATAL, "kafka: no memory");
     }
     *made = false;
+    struct err refused = {0};
     if (rc >= 0)
         rc = kafka_client_reach(rk, opts->connect_timeout_ns, err);
     if (rc >= 0)
-        rc = make_topic(rk, topic, shape, made, err);
+        rc = make_topic(rk, topic, shape, made, &refused, err);
     if (rc >= 0)
-        rc = settle(rk, topic, opts, shape, *made, err);
+        rc = settle(rk, topic, opts, shape, *made, &refused, err);
     if (rk)
         rd_kafka_destroy(rk);
     mem_free(topic);
