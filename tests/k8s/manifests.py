@@ -13,8 +13,7 @@ WORLDS = {
     "keda kafka": ["jobs/init", "jobs/cache", "jobs/smoke", "keda/overlays/kafka", "monitoring/keda"],
     "keda kafka sasl": ["jobs/init", "jobs/smoke", "keda/overlays/kafka-sasl", "keda/overlays/canary"],
     "keda redis": ["jobs/init", "jobs/smoke", "keda/overlays/redis", "monitoring/keda"],
-    "keda redis sentinel": ["jobs/init", "jobs/smoke", "common/redis-sentinel", "jobs/drain",
-                            "keda/overlays/redis-sentinel"],
+    "keda redis sentinel": ["jobs/init", "jobs/smoke", "keda/overlays/redis-sentinel"],
     "keda warm pool": ["jobs/init", "jobs/drain", "keda/overlays/warm-pool", "monitoring/keda"],
     "keda shrinking pool": ["jobs/init", "keda/overlays/shrinking-pool"],
     "keda canary": ["jobs/init", "keda/overlays/kafka", "keda/overlays/canary", "monitoring/keda"],
@@ -32,6 +31,7 @@ WORLDS = {
     "keda nfs": ["jobs/init", "jobs/cache-nfs", "keda/overlays/nfs-model-cache"],
     "jobs kafka": ["common/kafka", "jobs/init", "jobs/drain", "jobs/backfill", "jobs/cron", "monitoring/base"],
     "jobs kafka sasl": ["common/kafka-sasl", "jobs/init", "jobs/drain"],
+    "jobs redis sentinel": ["common/redis-sentinel", "jobs/init", "jobs/drain"],
     "jobs redis": ["common/redis", "jobs/init", "jobs/drain", "jobs/cron"],
 }
 

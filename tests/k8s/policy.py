@@ -531,9 +531,9 @@ def groups_begin_once(objects):
 
 
 def secrets(pod, of):
-    """{(Secret, where)} that containers of a pod mount."""
+    """The Secrets that containers of a pod mount, wherever."""
     names = {v["name"]: v["secret"]["secretName"] for v in pod.get("volumes", []) if "secret" in v}
-    return {(names[m["name"]], m["mountPath"]) for c in of for m in c.get("volumeMounts", []) if m["name"] in names}
+    return {names[m["name"]] for c in of for m in c.get("volumeMounts", []) if m["name"] in names}
 
 
 def drops(o):
@@ -556,10 +556,15 @@ def dropped_groups_are_nobodys(objects):
             yield f"{label(o)}: while it is there, applying it again does nothing"
 
 
+def broker_conf(objects):
+    return "".join(o["data"]["broker.conf"] for o in objects if label(o) == "ConfigMap/tranche")
+
+
 @rule
 def kafka_trigger_sees_our_lag(objects):
     conf = settings(objects)
     host, topic = re.fullmatch(r"[\w-]+://([^/]+)/(.+)", conf.get("source", "none://none/none")).groups()
+    protocol = (re.findall(r"^security\.protocol = (\S+)$", broker_conf(objects), re.M) or ["plaintext"])[0]
     for o, t, m in triggers(objects):
         if t["type"] == "apache-kafka":
             yield f"{label(o)}: apache-kafka is experimental; kafka is meant"
@@ -567,7 +572,7 @@ def kafka_trigger_sees_our_lag(objects):
             continue
         for key, want in (("bootstrapServers", host), ("topic", topic),
                           ("consumerGroup", argument(o, "group") or conf.get("group", "tranche")),
-                          ("offsetResetPolicy", "earliest"),
+                          ("offsetResetPolicy", "earliest"), ("tls", "enable" if "ssl" in protocol else None),
                           ("allowIdleConsumers", None), ("excludePersistentLag", None)):
             if m.get(key) != want:
                 yield f"{label(o)}: {key} is {m.get(key)}, want {want}"
@@ -584,8 +589,7 @@ def redis_trigger_sees_our_lag(objects):
     scheme, host, stream = re.fullmatch(r"([\w-]+)://([^/]+)/(.+)",
                                         conf.get("source", "none://none/none")).groups()
     sentinel = scheme.endswith("-sentinel")
-    broker = "".join(o["data"]["broker.conf"] for o in objects if label(o) == "ConfigMap/tranche")
-    master = (re.findall(r"^sentinel\.master = (\S+)$", broker, re.M) or [None])[0]
+    master = (re.findall(r"^sentinel\.master = (\S+)$", broker_conf(objects), re.M) or [None])[0]
     for o in objects:
         mine = [(t, m) for x, t, m in triggers([o]) if t["type"].startswith("redis")]
         if not mine:
@@ -634,15 +638,19 @@ def database_trigger_counts_our_work(objects):
 
 @rule
 def network_is_closed(objects):
-    """A default-deny of both directions, an egress for each pod, none that allows everything."""
+    """A default-deny of both directions, an egress for each pod, none that allows everything. Behind
+    sentinels also the master's port."""
     policies = [o["spec"] for o in objects if o["kind"] == "NetworkPolicy"]
     if not any(p["podSelector"] == {} and sorted(p["policyTypes"]) == ["Egress", "Ingress"]
                and not p.get("egress") and not p.get("ingress") for p in policies):
         yield "no default-deny NetworkPolicy"
     conf = settings(objects)
     queue = re.search(r":(\d+)/", conf.get("source", ""))
+    wanted = [(int(queue[1]) if queue else None, "the queue"), (5432, "PostgreSQL"), (53, "DNS")]
+    if "-sentinel://" in conf.get("source", ""):
+        wanted.append((6379, "the stream's master"))
     ports = {p.get("port") for policy in policies for e in policy.get("egress", []) for p in e.get("ports", [])}
-    for want, what in ((int(queue[1]) if queue else None, "the queue"), (5432, "PostgreSQL"), (53, "DNS")):
+    for want, what in wanted:
         if want not in ports:
             yield f"no egress to {what} (port {want})"
     for policy in policies:
