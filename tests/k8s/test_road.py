@@ -54,6 +54,12 @@ def test_overlays_of_the_page_stand(tmp_path):
     schemas = Schemas()
     shown = [text.split("```")[0] for text in PAGE.split("```yaml\n")[1:]]
     assert len(shown) == 2
+    over = re.search(r"that component goes over\s([^;.]*?), too", PAGE)[1]
+    over = re.findall(r"`([\w-]+)`", over)
+    assert sorted(over) == ["canary-redis", "shrinking-pool", "warm-pool"]
+    sasl = shown[1]
+    shown += [sasl.replace("/blue-green", f"/{name}").replace("/kafka-sasl", "/redis-sentinel") for name in over]
+    shown += [sasl.replace("/blue-green", f"/live-{name}") for name in ("blue", "green")]
     for i, text in enumerate(shown):
         mine = tmp_path / f"mine-{i}"
         mine.mkdir()
@@ -61,7 +67,8 @@ def test_overlays_of_the_page_stand(tmp_path):
         objects = manifests.render_folder(mine)
         assert [e for o in objects for e in schemas.errors(o)] == []
         if not any(o["kind"] == "ConfigMap" for o in objects):
-            objects += manifests.render("common/kafka")
+            beside = ["jobs/init", "keda/overlays/redis-sentinel"] if "sentinel" in text else ["common/kafka"]
+            objects += [o for folder in beside for o in manifests.render(folder)]
         assert policy.broken(objects) == {}
 
 
