@@ -160,12 +160,13 @@ static void close_rest(struct worker *w)
     mem_free(w);
 }
 
-/* A source that a drain found empty has no work left. Asked last: a broker that is away takes its
- * time to say so. The source is ours again. */
-static bool work_left(struct worker *w)
+/* A source that a drain found empty has no work left, `left` aside: what it has handed out and no
+ * row tells of. Asked last: a broker that is away takes its time to say so. The source is ours
+ * again. */
+static bool work_left(struct worker *w, int64_t left)
 {
     struct source *source = w->opts.source;
-    if (w->out.n > 0 || w->parking.released > 0)
+    if (left > 0)
         return true;
     return w->cut_short && !(w->rc == E_OK && source->ops->left && source->ops->left(source) == 0);
 }
@@ -175,8 +176,8 @@ static void count_left(struct worker *w, int64_t claimed)
 {
     struct worker_summary *s = w->summary;
     struct source_lag lag;
-    s->work_left = work_left(w);
     s->left = claimed - w->out.next_arrival + (int64_t)w->out.n + w->parking.released;
+    s->work_left = work_left(w, s->left);
     if (!s->work_left || !w->opts.tell_stop)
         return;
     w->opts.source->ops->lag(w->opts.source, &lag);

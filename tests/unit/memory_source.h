@@ -12,7 +12,8 @@ struct memory_source {
     struct source source;
     const char *const *lines;
     int n, next;
-    int stall_at; /* no more lines from this one on, and no end; 0: none such */
+    atomic_int *stop_at_end; /* set as the last line is handed out; NULL: none */
+    int stall_at;            /* no more lines from this one on, and no end; 0: none such */
     int acked, released;
     void (*on_ack)(const struct job *);
     void (*on_acked)(void); /* behind the last of a call */
@@ -36,6 +37,8 @@ static int memory_claim(struct source *source, const struct source_budget *budge
         out[n++] = job;
     }
     *drained = m->next == m->n;
+    if (*drained && m->stop_at_end)
+        *m->stop_at_end = 1;
     if (n == 0 && !*drained)
         clock_sleep_ns(clock_system(), TR_MIN(timeout_ns, (int64_t)5000000));
     return n;

@@ -145,6 +145,7 @@ struct setting {
     int engines;      /* 0: one */
     int32_t flush_rows;
     const atomic_int *stop;
+    bool stop_at_end; /* as the source hands out its last line */
 };
 static struct worker_summary summary;
 static struct err error;
@@ -260,6 +261,7 @@ static int run(const struct setting *set)
     struct loaded_model model = model_of(set);
     source = memory_source_of(set->lines, set->n);
     source.stall_at = set->stall_at;
+    source.stop_at_end = set->stop_at_end ? &stop_flag : NULL;
     source.on_ack = look_for_row;
     source.on_acked = look_at_position;
     open_looks();

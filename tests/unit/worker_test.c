@@ -145,6 +145,26 @@ static void grace_ends_a_long_step(void **state)
     assert_int_equal(source.acked, ask("SELECT count(*) FROM results"));
 }
 
+/* The source has said that it is empty; its last line, a long one, is still being prepared. */
+static void a_stop_forgets_no_line_that_is_being_prepared(void **state)
+{
+    (void)state;
+    enum { LONG = 8 << 20 };
+    char *text = mem_alloc(LONG + 64, 1);
+    assert_non_null(text);
+    int n = snprintf(text, 64, "{\"id\":\"long\",\"prompt\":\"");
+    memset(text + n, 'x', LONG);
+    snprintf(text + n + LONG, 8, "\"}");
+    const char *lines[] = {text};
+    struct setting set = {
+        .lines = lines, .n = 1, .stop = &stop_flag, .stop_at_end = true, .grace_ns = 1};
+    assert_int_equal(run(&set), E_OK);
+    assert_int_equal(ask("SELECT count(*) FROM results"), 0);
+    assert_true(summary.work_left);
+    assert_int_equal(summary.left, 1);
+    mem_free(text);
+}
+
 static void tiny_budget_still_ends(void **state)
 {
     (void)state;
@@ -182,6 +202,7 @@ int main(void)
         WITH_FILE(cancelled_jobs_are_not_run),
         WITH_FILE(a_stop_finishes_what_runs),
         WITH_FILE(grace_ends_a_long_step),
+        WITH_FILE(a_stop_forgets_no_line_that_is_being_prepared),
         WITH_FILE(tiny_budget_still_ends),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
