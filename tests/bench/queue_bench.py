@@ -133,7 +133,7 @@ class Bench:
                         "WHERE batch_id = %s", name)[0][0]
         print(f"{broker} to PostgreSQL: {n} jobs, rows of {float(size):.0f} bytes: "
               f"{n / seconds:.0f} jobs/s from the start of the process to the last row, "
-              f"{watch.full / watch.full_at:.0f} to the last full flush; the {n - watch.full} "
+              f"{watch.full / (watch.full_at or 1):.0f} to the last full flush; the {n - watch.full} "
               f"behind it came {seconds - watch.full_at:.1f} s later; 512 kB to disk "
               f"{before:.2f} ms before, {write_ms(self.folder):.2f} behind", flush=True)
         print(f"{broker}: resident MiB at rows " + ", ".join(
