@@ -69,11 +69,11 @@ COMMENT ON TABLE results IS 'One row for every accepted job, written once and ne
 COMMENT ON COLUMN results.run IS 'which line of results: ''main'', ''blue'', ...';
 COMMENT ON COLUMN results.batch_id IS 'named by the job, else the input file''s stem';
 COMMENT ON COLUMN results.custom_id IS 'the job''s own id; without a readable one its origin, ''jobs:17''';
-COMMENT ON COLUMN results.status IS 'ok | failed (engine or database) | invalid (the request)';
+COMMENT ON COLUMN results.status IS 'ok | failed (engine or database) | invalid (the request) | expired (its deadline) | cancelled (asked for) | dead (crashes)';
 COMMENT ON COLUMN results.answer IS 'first choice without its reasoning; NULL: none was reached';
 COMMENT ON COLUMN results.reasoning IS 'what stood before </think>; NULL: the model did not think';
 COMMENT ON COLUMN results.correct IS '1, 0: answer against `expected`; NULL: none was given';
-COMMENT ON COLUMN results.finish_reason IS 'stop | length | loop | cancelled; of the first choice';
+COMMENT ON COLUMN results.finish_reason IS 'stop | length | loop | cancelled | failed; of the first choice';
 COMMENT ON COLUMN results.prompt_tokens IS 'all prompts of the job';
 COMMENT ON COLUMN results.completion_tokens IS 'all choices, reasoning included';
 COMMENT ON COLUMN results.reasoning_tokens IS 'of these, the ones up to and with </think>';
@@ -272,7 +272,7 @@ CREATE TABLE cancellations (
     requested_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (run, batch_id, custom_id)
 );
-COMMENT ON TABLE cancellations IS 'Jobs that nobody wants any more. Insert a row; a job that has not started becomes `cancelled`.';
+COMMENT ON TABLE cancellations IS 'Jobs that nobody wants any more. Insert a row; a job without a row in `results` becomes `cancelled`, also one that runs: workers look every few seconds.';
 COMMENT ON COLUMN cancellations.run IS 'as results.run';
 COMMENT ON COLUMN cancellations.batch_id IS 'as results.batch_id';
 COMMENT ON COLUMN cancellations.custom_id IS ''''': the whole batch';

@@ -8,12 +8,12 @@ CREATE TABLE results (
     run               TEXT NOT NULL,    -- which line of results: 'main', 'blue', ...
     batch_id          TEXT NOT NULL,    -- named by the job, else the input file's stem
     custom_id         TEXT NOT NULL,    -- the job's own id; without a readable one its origin, 'jobs:17'
-    status            TEXT NOT NULL     -- ok | failed (engine or database) | invalid (the request)
+    status            TEXT NOT NULL     -- ok | failed (engine or database) | invalid (the request) | expired (its deadline) | cancelled (asked for) | dead (crashes)
                       CHECK (status IN ('ok', 'failed', 'invalid', 'expired', 'cancelled', 'dead')),
     answer            TEXT,             -- first choice without its reasoning; NULL: none was reached
     reasoning         TEXT,             -- what stood before </think>; NULL: the model did not think
     correct           INTEGER,          -- 1, 0: answer against `expected`; NULL: none was given
-    finish_reason     TEXT,             -- stop | length | loop | cancelled; of the first choice
+    finish_reason     TEXT,             -- stop | length | loop | cancelled | failed; of the first choice
     prompt_tokens     INTEGER NOT NULL, -- all prompts of the job
     completion_tokens INTEGER NOT NULL, -- all choices, reasoning included
     reasoning_tokens  INTEGER NOT NULL, -- of these, the ones up to and with </think>
@@ -144,7 +144,8 @@ CREATE TABLE lost_ranges (
     PRIMARY KEY (run, consumer_group, source, partition, from_position)
 );
 
--- Jobs that nobody wants any more. Insert a row; a job that has not started becomes `cancelled`.
+-- Jobs that nobody wants any more. Insert a row; a job without a row in `results` becomes
+-- `cancelled`, also one that runs: workers look every few seconds.
 CREATE TABLE cancellations (
     run          TEXT NOT NULL,                                                 -- as results.run
     batch_id     TEXT NOT NULL,                                                 -- as results.batch_id

@@ -30,6 +30,19 @@ def test_result_schema_names_the_columns(root, tranche, tmp_path):
                 assert re.match(rule["pattern"], value), name
 
 
+def test_what_is_said_of_a_column_names_each_of_its_values(root):
+    """The schemas' comments are what a person reads in the database; all three say the same."""
+    sqlite = (root / "schemas/sqlite/001_init.sql").read_text()
+    postgres = (root / "schemas/postgres/001_init.sql").read_text()
+    for name, rule in load(root, "result.schema.json")["properties"].items():
+        said = rule["description"]
+        missing = [v for v in rule.get("enum", []) if v and not re.search(rf"\b{v}\b", said)]
+        assert not missing, name
+        assert re.search(rf"^    {name} .*-- (.*)$", sqlite, re.M)[1] == said
+        quoted = said.replace("'", "''")
+        assert f"COMMENT ON COLUMN results.{name} IS '{quoted}';" in postgres
+
+
 @pytest.mark.parametrize("kind", ["chat", "completion"])
 def test_job_schema_and_binary_agree_on_fields_and_limits(root, tranche, tmp_path, kind):
     """Each field of the schema is accepted at its limits and refused beyond them."""
