@@ -329,7 +329,7 @@ const struct option option_table[] = {
      "a worker with more resident memory is killed; set it below the container's limit, which "
      "leaves nobody to record why; 0: none"},
     {"restarts", WORK, OPTION_INT, "20", 0, 1 << 20, NULL, "N", "Crashes",
-     "deaths in a row without a row written before it gives up; 0: never start again"},
+     "new starts in a row without a row written before it gives up; 0: never start again"},
     {"breaker", WORKER, OPTION_REAL, "0.2", 0.01, 1, NULL, "SHARE", "Crashes",
      "intake stops when more than this share of the last 200 jobs failed in the engine, and one is "
      "tried at a time; 1: never"},

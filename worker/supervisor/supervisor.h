@@ -63,7 +63,7 @@ struct supervisor_opts {
     bool off;            /* no parent: child_main runs in this process */
     int64_t watchdog_ns; /* 0: none */
     int64_t memory;      /* bytes resident; 0: no limit */
-    int32_t restarts;    /* deaths in a row without a row before it gives up */
+    int32_t restarts;    /* new starts in a row without a row before it gives up */
     const struct clock *clock;
 };
 /* Returns an enum exit_code. */
