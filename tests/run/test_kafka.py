@@ -287,6 +287,26 @@ def test_start_is_the_databases_not_the_groups(queue):
     assert_all(queue, 300)
 
 
+def test_a_partition_that_cannot_be_read_does_not_keep_an_idle_worker(queue):
+    """The others are read to their ends first. Nothing of the refused one is read or acknowledged, and
+    a seek to where it can be read mends it."""
+    queue.submit(jobs(60))
+    queue.finish()
+    db = sqlite3.connect(queue.db)
+    db.execute("UPDATE partition_progress SET position = position + 1000 WHERE partition = 0")
+    db.commit()
+    db.close()
+    for partition in range(3):
+        queue.broker.produce(queue.topic, jobs(5, 60 + partition * 5), "-p", str(partition))
+    worker = queue.work("--idle-exit", "500ms")
+    assert worker.wait(60) == 65, queue.logs()[-3000:]
+    assert "partition 0" in queue.logs() and "tranche seek" in queue.logs()
+    assert queue.count() == 70 and queue.lag() == 5
+    queue.call("seek", "--source", queue.url, "--db", queue.db, "--to", "earliest")
+    queue.finish()
+    assert_all(queue, 75)
+
+
 def grow(queue, partitions):
     admin = AdminClient({"bootstrap.servers": queue.broker.address})
     admin.create_partitions([NewPartitions(queue.topic, partitions)])[queue.topic].result(60)

@@ -57,6 +57,26 @@ static void a_position_behind_the_end_is_refused(void **state)
     assert_int_equal(m.n, 0);
 }
 
+/* Nothing is left to read but what cannot be read: who is to leave when idle leaves, and says so.
+ */
+static void a_refused_partition_does_not_keep_an_idle_worker(void **state)
+{
+    (void)state;
+    produce(MESSAGES);
+    m.from = MESSAGES + 5;
+    m.opts.idle_exit_ns = SECOND;
+    assert_int_equal(open_source(), E_OK);
+    int rc = E_OK;
+    int64_t until = clock_mono_ns(clock_system()) + 60 * SECOND;
+    while (rc != E_FATAL && clock_mono_ns(clock_system()) < until)
+        rc = turn(MESSAGES);
+    assert_int_equal(rc, E_FATAL);
+    assert_string_equal(m.err.type, SOURCE_REFUSED);
+    assert_non_null(strstr(m.err.msg, "partition 0"));
+    assert_int_equal(m.n, 0);
+    assert_int_equal(group_lag(m.source), MESSAGES); /* nothing was acknowledged */
+}
+
 static void no_right_to_the_topic_is_fatal(void **state)
 {
     (void)state;
@@ -250,6 +270,7 @@ int main(void)
     const struct CMUnitTest tests[] = {MOCKED(claims_and_commits_what_is_done),
                                        MOCKED(starts_where_the_sink_says),
                                        MOCKED(a_position_behind_the_end_is_refused),
+                                       MOCKED(a_refused_partition_does_not_keep_an_idle_worker),
                                        MOCKED(no_right_to_the_topic_is_fatal),
                                        MOCKED(an_unknown_topic_is_fatal),
                                        MOCKED(no_broker_is_worth_a_retry),

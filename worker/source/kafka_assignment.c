@@ -369,6 +369,7 @@ int kafka_start_again(struct source_kafka *k, int32_t partition, struct err *err
     int64_t at = p->watermark.position;
     if (at > high) {
         p->refused = true;
+        p->end = high;
         LOG(LOG_ERROR, "partition_refused", LOG_I("partition", partition), LOG_I("position", at),
             LOG_I("log_end", high), LOG_S("why", "the log is shorter than what was read of it"));
         return E_OK;

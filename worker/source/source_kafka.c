@@ -106,20 +106,25 @@ static rd_kafka_message_t *next_message(struct source_kafka *k, int64_t timeout_
     }
 }
 
-/* The one partition is through to the end that it had at open, and the broker has it on record. A
- * log that is shorter than what was read of it will never come to that end: E_FATAL. */
+/* A log that is shorter than what was read of it will never come to its end: E_FATAL. */
+static bool cannot_end(struct source_kafka *k, int32_t partition, struct err *err)
+{
+    const struct kafka_partition *p = &k->partitions[partition];
+    err_typed(&k->failed, E_FATAL, SOURCE_REFUSED,
+              "%s: partition %d: the log ends at %lld, before the stored position %lld; `tranche "
+              "seek` moves that",
+              k->source.label, partition, (long long)p->end, (long long)p->watermark.position);
+    err_typed(err, k->failed.code, k->failed.type, "%s", k->failed.msg);
+    return false;
+}
+
+/* The one partition is through to the end that it had at open, and the broker has it on record. */
 static bool one_done(struct source_kafka *k, struct err *err)
 {
     struct err away = {0};
     const struct kafka_partition *p = &k->partitions[k->opts.partition];
-    if (p->refused) {
-        err_typed(&k->failed, E_FATAL, SOURCE_REFUSED,
-                  "%s: partition %d: the log ends at %lld, before the stored position; `tranche "
-                  "seek` moves that",
-                  k->source.label, k->opts.partition, (long long)p->end);
-        err_typed(err, k->failed.code, k->failed.type, "%s", k->failed.msg);
-        return false;
-    }
+    if (p->refused)
+        return cannot_end(k, k->opts.partition, err);
     return p->started && p->watermark.position >= k->until && kafka_commit(k, true, &away) == E_OK;
 }
 
@@ -128,20 +133,30 @@ static bool all_done(struct source_kafka *k, struct err *err)
 {
     int64_t now = clock_mono_ns(k->clock);
     struct err away = {0};
+    int32_t refused = -1;
     if (k->open > 0 || k->assigning || k->revoking)
         return false;
     if (k->until >= 0)
         return one_done(k, err);
     /* The questions below wait behind a fetch, so they are not asked while messages may come. */
-    for (int32_t i = 0; i < k->n_partitions; i++)
-        if (k->partitions[i].owned && !k->partitions[i].ended)
+    for (int32_t i = 0; i < k->n_partitions; i++) {
+        const struct kafka_partition *p = &k->partitions[i];
+        if (p->owned && p->refused)
+            refused = i;
+        else if (p->owned && !p->ended)
             return false;
+    }
     if (!k->opts.idle_exit_ns || now - k->idle_ns < k->opts.idle_exit_ns ||
         now - k->asked_ns < ASK_NS)
         return false;
     k->asked_ns = now;
-    return kafka_commit(k, true, &away) == E_OK &&
-           kafka_client_lag(k->rk, k->topic, k->n_partitions) == 0;
+    if (kafka_commit(k, true, &away) < 0)
+        return false;
+    /* The group's lag holds what nobody can read: two workers with such a partition each would wait
+     * for one another for ever. */
+    if (refused >= 0)
+        return cannot_end(k, refused, err);
+    return kafka_client_lag(k->rk, k->topic, k->n_partitions) == 0;
 }
 
 /* The first message behind the stored position: the group had it acknowledged, its row is gone. */
