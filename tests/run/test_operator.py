@@ -338,6 +338,10 @@ def test_redrive_gives_each_letter_a_row_in_a_run_of_its_own(desk, redis):
     send = ("dlq", "redrive", "--db", desk.db, "--source", desk.queue)
     assert desk.call(*send) == "sent=3 stay=0\n"
     assert desk.call(*send) == "sent=0 stay=0\n", "a letter is sent again once"
+    for state in ("redriven", "any"):
+        desk.call(*send, "--filter", f"state={state}", code=64)
+        assert f'want open, the letters that it sends, found "{state}"' in desk.err
+    assert desk.call(*send, "--filter", "state=open") == "sent=0 stay=0\n"
     desk.work()
     assert rows(desk, "run='main'") == 4
     assert rows(desk, "run='main~1' AND batch_id='b' AND status='ok'") == 3

@@ -66,6 +66,7 @@ static void filters_name_what_they_want(void **state)
     assert_true(str_eq(f.fields[LETTER_RUN], STR("~")));
     assert_null(f.fields[LETTER_ID].ptr);
     assert_int_equal(f.state, LETTER_REDRIVEN);
+    assert_true(f.state_named);
     static const char *const bad[] = {"reason", "reason=", "=x", "size=3", "state=", "a,b"};
     for (size_t i = 0; i < TR_COUNT(bad); i++) {
         err = (struct err){0};

@@ -267,6 +267,16 @@ static int redrive_chunk(struct redrive *r, const char *sql, struct err *err)
     return rc < 0 ? rc : n;
 }
 
+/* Only open letters are sent: another state asks for what is not done. */
+static int check_state(const struct letter_filter *f, struct err *err)
+{
+    if (!f->state_named || f->state == LETTER_OPEN)
+        return E_OK;
+    return err_set(err, E_USAGE,
+                   "redrive: --filter: state: want open, the letters that it sends, found \"%s\"",
+                   f->state == LETTER_ANY ? "any" : "redriven");
+}
+
 static int dlq_redrive(struct dlq *d, struct err *err)
 {
     char sql[SQL_MAX];
@@ -274,11 +284,11 @@ static int dlq_redrive(struct dlq *d, struct err *err)
     struct source_opts queue;
     bool dry = config_flag(d->config, "dry-run");
     console_queue(&queue, d->config);
-    int n, rc = E_OK;
+    int n, rc = check_state(&d->filter, err);
     if (!r)
         return err_set(err, E_FATAL, "no memory");
     r->d = d;
-    if (!dry && !queue.url)
+    if (rc >= 0 && !dry && !queue.url)
         rc = err_set(err, E_USAGE, "redrive: want --source URL, where the messages go, found none");
     if (rc >= 0 && !dry)
         rc = producer_open(&r->producer, &queue, err);

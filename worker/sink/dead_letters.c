@@ -11,6 +11,7 @@ static int parse_state(struct letter_filter *f, struct str value, struct err *er
     for (size_t i = 0; i < TR_COUNT(states); i++)
         if (str_eq(value, str_of(states[i]))) {
             f->state = (enum letter_state)i;
+            f->state_named = true;
             return E_OK;
         }
     return err_set(err, E_USAGE, "--filter: state: want one of any, open, redriven, found \"%.*s\"",

@@ -12,6 +12,7 @@ enum letter_state { LETTER_ANY, LETTER_OPEN, LETTER_REDRIVEN };
 struct letter_filter {
     struct str fields[LETTER_FIELDS]; /* {NULL,0}: any; pieces of the parsed text */
     enum letter_state state;
+    bool state_named; /* the text said it */
 };
 /* "reason=crashed,batch=b,state=open": names run, batch, id, reason, key, state. A value may hold
  * no comma. Pure. E_USAGE names what was not understood. */
