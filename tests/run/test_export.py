@@ -1,6 +1,8 @@
 """tranche export: OpenAI batch output and error files, in input order."""
 import json
+import os
 import sqlite3
+import stat
 
 
 def write(path, text):
@@ -138,6 +140,26 @@ def test_batches_and_runs_are_chosen(tranche, tmp_path):
     assert tranche("export", "--db", "junk.db").returncode == 65
 
 
+def test_a_damaged_database_is_one_code_wherever_it_is_met(tranche, tmp_path):
+    """65: it was 70, an engine that was lost, where the damage lay behind the first query."""
+    for table in ("batches", "results"):
+        run_jobs(tranche, tmp_path)
+        db = sqlite3.connect(tmp_path / "o.db")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        size = db.execute("PRAGMA page_size").fetchone()[0]
+        roots = db.execute("SELECT rootpage FROM sqlite_schema WHERE tbl_name=? AND rootpage > 0",
+                           (table,)).fetchall()
+        db.close()
+        with open(tmp_path / "o.db", "r+b") as f:
+            for page, in roots:
+                f.seek((page - 1) * size)
+                f.write(bytes(size))
+        process = tranche("export", "--db", "o.db", "--output", "o")
+        assert process.returncode == 65, (table, process.stderr)
+        assert b"malformed" in process.stderr and not (tmp_path / "o").exists()
+        (tmp_path / "o.db").unlink()
+
+
 def test_no_error_file_without_errors(tranche, tmp_path):
     write(tmp_path / "jobs.jsonl", '{"id":"a","prompt":"x"}\n')
     tranche("run", "--engine", "sim", "--db", "o.db", "jobs.jsonl")
@@ -147,6 +169,38 @@ def test_no_error_file_without_errors(tranche, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if "tmp" in p.name) == []
     process = tranche("export", "--db", "o.db", "--output", "no/folder/o.jsonl")
     assert process.returncode == 64
+
+
+def test_what_cannot_be_written_leaves_nothing_unfinished(tranche, tmp_path):
+    """The answers get their name last: where they have it, the errors are whole too."""
+    run_jobs(tranche, tmp_path)
+    (tmp_path / "folder").mkdir()
+    with open("/dev/full", "wb") as full:
+        for args, there in (("--errors - --output o", []), ("--errors e --output -", ["e"])):
+            process = tranche("export", "--db", "o.db", *args.split(), stdout=full)
+            assert process.returncode == 74, args
+            assert b"-: cannot write: No space left on device" in process.stderr
+            assert [n for n in ("o", "e") if (tmp_path / n).exists()] == there
+            assert list(tmp_path.glob("*.tmp")) == [], args
+    process = tranche("export", "--db", "o.db", "--errors", "e", "--output", "folder")
+    assert process.returncode == 74 and b"folder: cannot rename" in process.stderr
+    assert list(tmp_path.glob("*.tmp")) == []
+
+
+def test_what_is_no_file_is_written_as_it_is(tranche, tmp_path):
+    """A pipe or a device has no name to take: it was replaced by a file, /dev/full too."""
+    run_jobs(tranche, tmp_path)
+    want = tranche("export", "--db", "o.db", "--errors", "e").stdout
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert tranche("export", "--db", "o.db", "--errors", "e", "--output", "pipe").returncode == 0
+    assert os.read(reader, 1 << 20) == want and want
+    os.close(reader)
+    (tmp_path / "full").symlink_to("/dev/full")
+    process = tranche("export", "--db", "o.db", "--errors", "e", "--output", "full")
+    assert process.returncode == 74
+    assert b"full: cannot write: No space left on device" in process.stderr
+    assert stat.S_ISCHR((tmp_path / "full").stat().st_mode)
 
 
 def test_reasoning_is_apart_from_content(tranche, tiny_model, tmp_path):

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "worker/commands/commands.h"
@@ -14,11 +15,11 @@
 #include "worker/sink/query.h"
 #include "worker/sink/sink.h"
 
-/* A file that appears under its name when it is complete. */
+/* A file that appears under its name when it is complete; a pipe or a device, as it is. */
 struct output {
     FILE *f;
     const char *path;
-    char fresh[PATH_MAX];
+    char fresh[PATH_MAX]; /* "": none to be renamed */
     int64_t lines;
 };
 struct exporter {
@@ -83,12 +84,15 @@ static struct str column(const struct query *q, enum column at)
 
 static int output_open(struct output *o, const char *path, struct err *err)
 {
+    struct stat is;
     *o = (struct output){.path = path, .f = stdout};
     if (strcmp(path, "-") == 0)
         return E_OK;
-    snprintf(o->fresh, sizeof o->fresh, "%s.%ld.tmp", path, (long)getpid());
-    o->f = fopen(o->fresh, "we");
-    return o->f ? E_OK : err_errno(err, E_USAGE, "%s: cannot write", o->fresh);
+    if (stat(path, &is) != 0 || S_ISREG(is.st_mode) || S_ISDIR(is.st_mode))
+        snprintf(o->fresh, sizeof o->fresh, "%s.%ld.tmp", path, (long)getpid());
+    const char *name = *o->fresh ? o->fresh : path;
+    o->f = fopen(name, "we");
+    return o->f ? E_OK : err_errno(err, E_USAGE, "%s: cannot write", name);
 }
 
 /* keep: the file gets its name; else it goes. */
@@ -102,10 +106,13 @@ static int output_close(struct output *o, bool keep, struct err *err)
     if (o->f != stdout) {
         if (fclose(o->f) != 0 && rc == E_OK)
             rc = command_output_failed(err, o->path, "write");
-        if (!keep || rc < 0)
-            unlink(o->fresh);
-        else if (rename(o->fresh, o->path) != 0)
+        keep = keep && rc == E_OK;
+        if (keep && *o->fresh && rename(o->fresh, o->path) != 0) {
             rc = command_output_failed(err, o->path, "rename");
+            keep = false;
+        }
+        if (!keep && *o->fresh)
+            unlink(o->fresh);
     }
     o->f = NULL;
     return rc;
@@ -350,9 +357,10 @@ static int write_files(struct exporter *x, struct err *err)
     if (rc == E_OK)
         rc = put_all(x, err);
     bool keep_errors = rc == E_OK && (!ours || x->errors.lines > 0);
-    if (output_close(&x->errors, keep_errors, rc == E_OK ? err : &quiet) < 0 ||
-        output_close(&x->ok, rc == E_OK, rc == E_OK ? err : &quiet) < 0)
-        rc = E_FATAL;
+    int closed = output_close(&x->errors, keep_errors, rc == E_OK ? err : &quiet);
+    rc = rc == E_OK ? closed : rc;
+    closed = output_close(&x->ok, rc == E_OK, rc == E_OK ? err : &quiet);
+    rc = rc == E_OK ? closed : rc;
     if (rc == E_OK && ours && x->errors.lines == 0)
         unlink(beside); /* of an earlier export: it would tell of errors that are gone */
     if (rc == E_OK && (strcmp(out, "-") != 0 || strcmp(bad, "-") != 0))
@@ -366,19 +374,16 @@ int export_main(const struct export_opts *o)
 {
     struct exporter x = {.opts = o, .run = str_of(o->run && *o->run ? o->run : "main")};
     struct err err = {0};
-    int code = EXIT_WELL, rc = query_open(&x.q, &o->db, QUERY_READ, &err);
+    int rc = query_open(&x.q, &o->db, QUERY_READ, &err);
     if (rc >= 0)
         rc = choose_batch(&x, &err);
-    if (rc < 0) {
-        code = rc == E_USAGE ? EXIT_USAGE : rc == E_RETRY ? EXIT_UNREACHABLE : EXIT_MODEL;
-    } else {
+    if (rc >= 0)
         rc = write_files(&x, &err);
-        code = rc == E_OK                              ? EXIT_WELL
+    int code = rc == E_OK                              ? EXIT_WELL
                : rc == E_USAGE                         ? EXIT_USAGE
                : rc == E_RETRY                         ? EXIT_UNREACHABLE
                : strcmp(err.type, COMMAND_OUTPUT) == 0 ? EXIT_OUTPUT
-                                                       : EXIT_ENGINE;
-    }
+                                                       : EXIT_MODEL;
     if (rc < 0)
         fprintf(stderr, "tranche export: %s\n", err.msg);
     query_close(x.q);

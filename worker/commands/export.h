@@ -14,9 +14,10 @@ struct export_opts {
 };
 
 /* Writes both files in input order (where the source knows one, else by custom_id). A file appears
- * under its name only when it is complete. Returns an enum exit_code:
- * EXIT_WELL, EXIT_USAGE (unknown batch), EXIT_MODEL (schema), EXIT_UNREACHABLE (no database),
- * EXIT_OUTPUT (a file that cannot be written whole). */
+ * under its name only when it is complete; a pipe or device is written as it is. Returns an enum
+ * exit_code:
+ * EXIT_WELL, EXIT_USAGE (unknown batch), EXIT_MODEL (rights, schema, damage), EXIT_UNREACHABLE (no
+ * database), EXIT_OUTPUT (a file that cannot be written whole). */
 int export_main(const struct export_opts *o);
 
 #endif

@@ -109,7 +109,10 @@ const struct command_info command_table[] = {
      "Exit: 0 done, 64 options, 65 rights or schema, 69 database, 74 output.",
      0},
     {COMMAND_EXPORT, "export", "", "write OpenAI batch output and error files from a database",
-     "Rows of one batch, in the order of their input where it is known.", 0},
+     "Rows of one batch, in the order of their input where it is known.\n"
+     "Exit: 0 done, 64 options or no such batch, 65 rights, schema or damage, 69 database, 74 "
+     "output.",
+     0},
     {COMMAND_MIGRATE, "migrate", "", "bring a PostgreSQL database to this build's schema",
      "Makes schema, tables, views and the roles tranche_owner, tranche_worker, tranche_analyst "
      "and\n"
