@@ -160,7 +160,7 @@ def test_status_refuses_by_name(desk, redis, tmp_path):
     sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE t (x)").connection.close()
     desk.call("status", "--db", tmp_path / "other.db", code=65)
     assert "not one of tranche's" in desk.err
-    desk.call("status", "--db", desk.db, "--source", desk.queue + "x", code=64)
+    desk.call("status", "--db", desk.db, "--source", desk.queue + "x", code=65)
     assert "no such stream, or no group" in desk.err
     desk.call("status", "--db", "postgres://nobody@127.0.0.1:1/x", "--connect-timeout", "0s",
               code=69)

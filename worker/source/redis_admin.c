@@ -12,7 +12,7 @@ int redis_admin_open(struct redis_stream **out, const struct source_url *url,
     if (rc == E_OK)
         rc = redis_group_info(&s->group, info, err);
     if (rc == E_OK && !info->found)
-        rc = err_set(err, E_USAGE, "redis:%s: there is no such stream, or no group \"%s\" of it",
+        rc = err_set(err, E_FATAL, "redis:%s: there is no such stream, or no group \"%s\" of it",
                      s->stream, s->group_name);
     if (rc < 0)
         redis_admin_close(s);

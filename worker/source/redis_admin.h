@@ -6,7 +6,7 @@
 #include "worker/source/producer.h"
 #include "worker/source/source_redis.h"
 
-/* A stream that is there. E_USAGE: no such stream or group; else as redis_stream_open. mem_free it
+/* A stream that is there. E_FATAL: no such stream or group; else as redis_stream_open. mem_free it
  * behind redis_stream_close; NULL on errors. */
 int redis_admin_open(struct redis_stream **out, const struct source_url *url,
                      const struct source_opts *opts, struct redis_group_info *info,

@@ -151,7 +151,7 @@ static int find_stream(struct redis_producer *p, struct err *err)
         return rc;
     if (reply->type == REDIS_REPLY_INTEGER && reply->integer == 0)
         rc =
-            err_set(err, E_USAGE, "%s: there is no such stream; `tranche init` makes it", p->label);
+            err_set(err, E_FATAL, "%s: there is no such stream; `tranche init` makes it", p->label);
     freeReplyObject(reply);
     return rc;
 }

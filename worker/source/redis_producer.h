@@ -4,7 +4,7 @@
 
 #include "worker/source/producer.h"
 
-/* E_USAGE also where the stream does not exist: `tranche init` makes it. */
+/* E_FATAL also where the stream does not exist: `tranche init` makes it. */
 int redis_producer_open(struct producer **out, const struct source_url *url,
                         const struct source_opts *opts, struct err *err) TR_MUSTCHECK;
 int redis_queue_init(const struct source_url *url, const struct source_opts *opts,

@@ -440,7 +440,7 @@ static int find_group(struct source_redis *r, struct err *err)
 {
     int rc = redis_group_info(&r->stream.group, &r->info, err);
     if (rc == E_OK && !r->info.found)
-        rc = err_set(err, E_USAGE,
+        rc = err_set(err, E_FATAL,
                      "redis: stream \"%.80s\" has no group \"%.80s\"; `tranche init` makes both",
                      r->stream.stream, r->stream.group_name);
     return rc;

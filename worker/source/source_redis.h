@@ -19,7 +19,7 @@ int redis_stream_open(struct redis_stream *s, const struct source_url *url,
                       struct err *err) TR_MUSTCHECK;
 void redis_stream_close(struct redis_stream *s);
 
-/* E_USAGE also where stream or group do not exist: a slip of the pen must not start a new queue. */
+/* E_FATAL also where stream or group do not exist: a slip of the pen must not start a new queue. */
 int source_redis_open(struct source **out, const struct source_url *url,
                       const struct source_opts *opts, const struct clock *clock,
                       struct err *err) TR_MUSTCHECK;
