@@ -45,6 +45,14 @@ def test_each_command_explains_itself(tranche, command):
         assert by_flag.stdout.decode().startswith(f"tranche {command}")
 
 
+def test_help_names_every_kind_of_queue(tranche):
+    refusal = text(tranche("worker", "--engine=sim", "--source", "nosuch://x/y"))[1]
+    schemes = refusal.split("want one of ")[1].split()
+    assert len(schemes) >= 6
+    told = text(tranche("help", "worker"))[0]
+    assert [s for s in schemes if not re.search(rf"\b{s.strip(',')}://", told)] == []
+
+
 def test_help_of_an_unknown_command(tranche):
     process = tranche("help", "docter")
     assert process.returncode == 64

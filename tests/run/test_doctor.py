@@ -84,6 +84,8 @@ def test_redis_away_and_misnamed(ask, redis_server):
     redis_server.client().set("text", "x")
     said(ask("--source", redis_server.url("text")), "group", "fault")
     said(ask("--source", "redis://192.0.2.1/jobs"), "broker", "fault", "allow-insecure")
+    for scheme in ("redis-sentinel", "rediss-sentinel"):  # that of a worker's URL
+        said(ask("--source", f"{scheme}://127.0.0.1:{port}/jobs"), "broker", "fault", "sentinel.master")
     said(ask("--source", "http://127.0.0.1/jobs"), "broker", "fault", "http")
     said(ask("--source", "file://missing.jsonl"), "broker", "fault", "missing.jsonl")
 

@@ -63,12 +63,15 @@ void doctor_queue(struct doctor *d)
     else if (str_eq(url.scheme, STR("kafka")))
         doctor_kafka(d, &url, &opts);
     else if (str_eq(url.scheme, STR("redis")) || str_eq(url.scheme, STR("rediss")) ||
-             str_eq(url.scheme, STR("redis-sentinel")))
+             str_eq(url.scheme, STR("redis-sentinel")) ||
+             str_eq(url.scheme, STR("rediss-sentinel")))
         doctor_redis(d, &url, &opts);
     else if (!str_eq(url.scheme, STR("file")))
-        doctor_report(d, VERDICT_FAULT, "broker", "correct --source",
-                      "%s: want kafka, redis, rediss, redis-sentinel or file, found another scheme",
-                      opts.url);
+        doctor_report(
+            d, VERDICT_FAULT, "broker", "correct --source",
+            "%s: want kafka, redis, rediss, redis-sentinel, rediss-sentinel or file, found "
+            "another scheme",
+            opts.url);
     else if (access(url.name.ptr, R_OK) != 0) /* the URL's end: it has its NUL */
         doctor_report(d, VERDICT_FAULT, "broker", "name a file that can be read with --source",
                       "%s: %s", opts.url, strerror(errno));

@@ -50,8 +50,8 @@ const struct command_info command_table[] = {
     {COMMAND_WORKER, "worker", "", "run the prompts of a queue through a model, rows to a database",
      "Takes jobs from --source until it is stopped, or until --idle-exit finds nothing left. A\n"
      "message is acknowledged after its row has been committed, never before.\n"
-     "Exit: 0 nothing left, 64 options, 65 model or schema, 69 broker or database not reached in\n"
-     "time, 70 engine, 130 Ctrl-C with work left, 143 SIGTERM with work left.",
+     "Exit: 0 nothing left, 64 options, 65 model, schema or queue, 69 broker or database not\n"
+     "reached in time, 70 engine, 130 Ctrl-C with work left, 143 SIGTERM with work left.",
      0},
     {COMMAND_INIT, "init", "", "make a topic or stream and its group, where they are missing",
      "What is there stays as it is, so that it may run before every start.\n"
@@ -168,7 +168,8 @@ const struct option option_table[] = {
 
     {"source", QUEUE | BROKER | DOCTOR, OPTION_TEXT, NULL, 0, 0, NULL, "URL", "Queue",
      "where jobs come from: kafka://HOST[:PORT][,HOST...]/TOPIC, redis://HOST[:PORT]/STREAM "
-     "(rediss:// with TLS, redis-sentinel://HOST[,HOST...]/STREAM), or file://PATH"},
+     "(rediss:// with TLS), redis-sentinel://HOST[,HOST...]/STREAM (rediss-sentinel:// with TLS), "
+     "or file://PATH"},
     {"group", WORKER | INIT | GROUP | DOCTOR, OPTION_TEXT, "tranche", 0, 0, NULL, "NAME", "Queue",
      "consumer group: workers of one group share the messages"},
     {"broker-config", QUEUE | BROKER | DOCTOR, OPTION_TEXT, NULL, 0, 0, NULL, "FILE", "Queue",
