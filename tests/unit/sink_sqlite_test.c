@@ -272,10 +272,16 @@ static void dead_letters_and_progress_share_the_transaction(void **state)
                        .now_ns = 1769860800000000000};
     assert_int_equal(s->ops->commit(s, &c, &counts, &err), E_OK);
     assert_int_equal(counts.dead_letters, 1);
-    d.seen_ns += 1000000000;
-    assert_int_equal(s->ops->commit(s, &c, &counts, &err), E_OK);
-    assert_int_equal(counts.dead_letters, 0);
-    assert_int_equal(ask("SELECT count(*) FROM dead_letters WHERE payload=x'00ff'"), 1);
+    static const int64_t later_s[] = {0, 1, -1}; /* 0: a spool's record, replayed twice */
+    for (size_t i = 0; i < TR_COUNT(later_s); i++) {
+        d.seen_ns = 1769860800000000000 + later_s[i] * 1000000000;
+        assert_int_equal(s->ops->commit(s, &c, &counts, &err), E_OK);
+        assert_int_equal(counts.dead_letters, 0);
+    }
+    assert_int_equal(ask("SELECT count(*) FROM dead_letters WHERE payload=x'00ff' AND "
+                         "first_seen='2026-01-31T12:00:00.000Z' AND "
+                         "last_seen='2026-01-31T12:00:01.000Z'"),
+                     1);
     assert_int_equal(ask("SELECT dead_letters FROM batches"), 1);
     assert_int_equal(ask("SELECT position FROM partition_progress"), 77);
     sink_close(s);

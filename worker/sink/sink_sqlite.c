@@ -388,6 +388,7 @@ static int put_result(struct sink_sqlite *s, const struct result *r, int64_t now
     return rc;
 }
 
+/* One that is there already leaves its row but for last_seen, and counts no more. */
 static int put_dead_letter(struct sink_sqlite *s, const struct dead_letter *d, int64_t now_ns,
                            struct commit_counts *counts, struct err *err)
 {
@@ -413,7 +414,12 @@ static int put_dead_letter(struct sink_sqlite *s, const struct dead_letter *d, i
     rc = sink_sqlite_finish(s, st, &fresh, err);
     counts->dead_letters += fresh;
     s->tally.dead_letters += fresh;
-    return rc;
+    if (rc < 0 || fresh)
+        return rc;
+    st = s->statements[S_DEAD_AGAIN];
+    bind_str(st, 1, d->source_key);
+    bind_time(st, 2, d->seen_ns);
+    return sink_sqlite_finish(s, st, NULL, err);
 }
 
 static int sqlite_commit(struct sink *sink, const struct commit *c, struct commit_counts *counts,

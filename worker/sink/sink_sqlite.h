@@ -23,6 +23,7 @@ enum statement {
     S_FORGET_SETTLED,
     S_RESULT,
     S_DEAD,
+    S_DEAD_AGAIN,
     S_PROGRESS,
     S_PROGRESS_READ,
     S_LOST_RANGE,

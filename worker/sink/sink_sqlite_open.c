@@ -37,8 +37,8 @@ static const char *const sql[STATEMENTS] = {
     [S_DEAD] = "INSERT INTO dead_letters (source_key, run, batch_id, custom_id, reason, detail, "
                "payload, sha256, source, attempts, first_seen, last_seen, worker, queue, "
                "message_key) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?11,?12,?13,?14) ON "
-               "CONFLICT DO UPDATE SET "
-               "last_seen=?11 RETURNING first_seen=last_seen",
+               "CONFLICT DO NOTHING RETURNING 1",
+    [S_DEAD_AGAIN] = "UPDATE dead_letters SET last_seen=?2 WHERE source_key=?1 AND last_seen<?2",
     [S_PROGRESS] = "INSERT INTO partition_progress VALUES (?1,?2,?3,?4,?5,?6,?7) ON CONFLICT DO "
                    "UPDATE SET position=CASE WHEN ?2='file' THEN ?5 ELSE max(position, ?5) END, "
                    "messages=?6, updated_at=?7",
