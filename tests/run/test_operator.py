@@ -212,7 +212,7 @@ def test_a_partition_that_cannot_be_read_is_no_success(desk, broker):
     begin = time.monotonic()
     desk.work("--partition", "1", code=65)
     assert time.monotonic() - begin < 60 and "worker_died" not in desk.err
-    assert "before the stored position; `tranche seek` moves that" in desk.err
+    assert "before the stored position 1000; `tranche seek` moves that" in desk.err
     desk.work("--partition", "3", code=64)
     assert "want 0 to 2" in desk.err
 
