@@ -15,6 +15,7 @@ import concurrent.futures
 import fcntl
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -32,6 +33,9 @@ from servers import BINARY, ROOT, Servers
 
 RESULTS = ROOT / "tests/faults/results"
 HASHED = ("worker", "engine", "kernels", "schemas", "tests/faults")
+# Only a build with CUDA has these, and the campaign's has none.
+CUDA_ONLY = re.compile(r"kernels/(cuda/|kernels_cuda\.h)|engine/(cuda_\w+\.[ch]|backend_cuda\.c"
+                       r"|backend_cuda_impl\.h)$")
 
 
 def source_hash():
@@ -39,7 +43,8 @@ def source_hash():
     names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", *HASHED], cwd=ROOT,
                            stdout=subprocess.PIPE, check=True).stdout.decode().split("\n")
     total = hashlib.sha256()
-    for name in sorted(n for n in names if n and not n.startswith("tests/faults/results/")):
+    names = (n for n in names if n and not n.startswith("tests/faults/results/"))
+    for name in sorted(n for n in names if not CUDA_ONLY.match(n)):
         if (ROOT / name).is_file():
             total.update(name.encode() + b"\0" + (ROOT / name).read_bytes() + b"\0")
     return total.hexdigest()[:16]
