@@ -191,6 +191,68 @@ def test_scram_with_no_more_rights_than_needed(call, broker, newest, tmp_path):
     assert b"want librdkafka" not in done.stderr
 
 
+def test_each_command_with_no_more_rights_than_needed(call, broker, newest, tmp_path):
+    """The table of users in docs/kafka.md, one right after the other."""
+    plain = f"kafka://{broker.address}/desk"
+    assert call("init", "--source", plain, "--group", "desk").returncode == 0
+    broker.produce("desk", jobs(4))
+    assert work(call, plain, "", tmp_path, "--group", "desk").returncode == 0
+    broker.produce("desk", jobs(2, 4))
+    (tmp_path / "password").write_text("geheim\n")
+    (tmp_path / "client.conf").write_text(
+        f"security.protocol = sasl_ssl\nssl.ca.location = {broker.tls}/ca.crt\n"
+        f"sasl.mechanism = SCRAM-SHA-512\nsasl.username = scram\n"
+        f"sasl.password.file = {tmp_path}/password\n")
+    (tmp_path / "more.jsonl").write_text(jobs(1, 6)[0] + "\n")
+    commands = {"status": ["--group", "desk", "--json"],
+                "seek": ["--group", "desk", "--to", "earliest"],
+                "look": ["--group", "desk", "--to", "earliest", "--dry-run"],
+                "audit": ["--group", "desk", "--range", "0..6"],
+                "requeue": ["--group", "desk", "--range", "0..6", "--requeue"],
+                "smoke": ["--group", "desk", "--timeout", "1s"],
+                "doctor": ["--group", "desk", "--json"],
+                "submit": ["more.jsonl"]}
+
+    def attempt(name):
+        words = {"look": "seek", "requeue": "audit"}
+        db = [] if name == "submit" else ["--db", "rows.db"]
+        engine = ["--engine", "sim"] if name == "doctor" else []
+        done = call(words.get(name, name), *commands[name], "--source",
+                    f"kafka://localhost:{broker.sasl}/desk", *db, *engine, "--broker-config",
+                    "client.conf", "--connect-timeout", "10s", env=newest)
+        said = (done.stdout + done.stderr).decode()
+        if name == "doctor":
+            found = json.loads(done.stdout)["checks"]
+            return [c for c in found if c["verdict"] == "fault"]
+        return done.returncode, said
+
+    for name in ("status", "submit"):
+        assert attempt(name)[0] == 65, name
+    broker.grant(["--operation", "Describe", "--topic", "desk"],
+                 ["--operation", "Describe", "--group", "desk"])
+    assert attempt("status")[0] == 0 and attempt("look")[0] == 0
+    for name in ("seek", "audit", "submit"):
+        code, said = attempt(name)
+        assert code == 65 and "uthoriz" in said, (name, code, said)
+    assert [c["check"] for c in attempt("doctor")] == ["rights"]
+    broker.grant(["--operation", "Read", "--topic", "desk"])
+    code, said = attempt("audit")
+    assert code == 3 and "messages=6 present=4" in said, said
+    assert attempt("doctor") == []
+    for name in ("seek", "requeue", "submit"):
+        code, said = attempt(name)
+        assert code == 65 and "uthoriz" in said, (name, code, said)
+    broker.grant(["--operation", "Write", "--topic", "desk"])
+    code, said = attempt("requeue")
+    assert code == 0 and "requeued=2" in said, said
+    code, said = attempt("smoke")
+    assert code == 3 and "messages of" in said, said
+    assert attempt("submit")[0] == 0
+    broker.grant(["--operation", "Read", "--group", "desk"])
+    code, said = attempt("seek")
+    assert code == 0 and "moved" in said, said
+
+
 def test_init_again(call, broker):
     """A topic that is there is no error, and an offset that is there stays."""
     url = f"kafka://{broker.address}/again"
