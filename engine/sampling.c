@@ -184,75 +184,6 @@ static bool advance_loop(struct sequence_state *st, const struct sampling *s, co
     return loop;
 }
 
-/* Counts the bytes that a UTF-8 stream has once every maximal invalid subpart (Unicode 16, 3.9) is
- * replaced by the three bytes of U+FFFD. */
-struct utf8_count {
-    size_t bytes;
-    uint8_t need, have, low, high;
-};
-
-static void utf8_count_lead(struct utf8_count *c, uint8_t b)
-{
-    c->have = 1;
-    c->low = 0x80;
-    c->high = 0xBF;
-    if (b < 0x80) {
-        c->bytes++;
-    } else if (b >= 0xC2 && b <= 0xDF) {
-        c->need = 1;
-    } else if (b >= 0xE0 && b <= 0xEF) {
-        c->need = 2;
-        c->low = b == 0xE0 ? 0xA0 : 0x80;
-        c->high = b == 0xED ? 0x9F : 0xBF;
-    } else if (b >= 0xF0 && b <= 0xF4) {
-        c->need = 3;
-        c->low = b == 0xF0 ? 0x90 : 0x80;
-        c->high = b == 0xF4 ? 0x8F : 0xBF;
-    } else {
-        c->bytes += 3;
-    }
-}
-
-static void utf8_count_byte(struct utf8_count *c, uint8_t b)
-{
-    if (c->need > 0 && b >= c->low && b <= c->high) {
-        c->low = 0x80;
-        c->high = 0xBF;
-        c->have++;
-        if (--c->need == 0)
-            c->bytes += c->have;
-        return;
-    }
-    if (c->need > 0) {
-        c->bytes += 3;
-        c->need = 0;
-    }
-    utf8_count_lead(c, b);
-}
-
-/* Decoded bytes in front of raw byte `cut` of the text of ids [n]. */
-static size_t decoded_bytes(const struct tokenizer *t, const int32_t *ids, int32_t n, size_t cut)
-{
-    struct utf8_count c = {0};
-    size_t raw = 0, kept = 0;
-    for (int32_t i = 0; i < n; i++) {
-        if (tokenizer_is_special(t, ids[i]))
-            continue;
-        struct str bytes = tokenizer_token_bytes(t, ids[i]);
-        for (size_t k = 0; k < bytes.len; k++, raw++) {
-            if (raw == cut)
-                kept = c.bytes + (c.need > 0 ? 3 : 0);
-            utf8_count_byte(&c, (uint8_t)bytes.ptr[k]);
-        }
-    }
-    size_t all = c.bytes + (c.need > 0 ? 3 : 0);
-    if (cut >= raw)
-        kept = all;
-    /* SentencePiece-style decoding drops the first space. */
-    size_t stripped = all - TR_MIN(all, tokenizer_decode(t, ids, (size_t)n, true, NULL, 0));
-    return kept - TR_MIN(kept, stripped);
-}
-
 static size_t raw_bytes(const struct tokenizer *t, const int32_t *ids, int32_t n)
 {
     size_t raw = 0;
@@ -326,8 +257,7 @@ struct sequence_end sequence_advance(struct sequence_state *st, const struct seq
         if (n_new > 0 && n_generated > s->min_tokens &&
             find_stop_string(st, s, n_new, &end.stop_string, &from_end)) {
             end.reason = FINISH_STOP;
-            size_t raw = raw_bytes(rules->tokenizer, ids, n_generated);
-            end.text_bytes = decoded_bytes(rules->tokenizer, ids, n_generated, raw - from_end);
+            end.raw_bytes = raw_bytes(rules->tokenizer, ids, n_generated) - from_end;
             return end;
         }
     }

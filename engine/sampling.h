@@ -77,8 +77,9 @@ struct sequence_end {
     enum finish_reason reason; /* FINISH_NONE: goes on */
     int32_t stop_id;           /* the stop id or EOS that ended it, or -1 */
     int32_t stop_string;       /* index of the stop string, or -1 */
-    size_t text_bytes;         /* valid when stop_string >= 0: bytes to keep of what
-                                    tokenizer_decode(ids, skip_special) gives */
+    /* Valid when stop_string >= 0: bytes to keep of the generated ids' own bytes
+     * (tokenizer_token_bytes, special tokens skipped), before any of them is repaired. */
+    size_t raw_bytes;
 };
 
 /* State behind the prompt, nothing generated yet: thinking when the last think marker of the prompt

@@ -177,7 +177,7 @@ static void expect_reference(const struct job *j, int32_t max_len)
     }
     assert_int_equal(j->end.end.stop_id, want.end.end.stop_id);
     assert_int_equal(j->end.end.stop_string, want.end.end.stop_string);
-    assert_int_equal(j->end.end.text_bytes, want.end.end.text_bytes);
+    assert_int_equal(j->end.end.raw_bytes, want.end.end.raw_bytes);
 }
 
 static int collect(struct rig *g, struct job *jobs)

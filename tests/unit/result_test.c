@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "engine/tokenizer_impl.h"
 #include "worker/job/prepare.h"
 #include "worker/job/result.h"
 
@@ -153,7 +154,7 @@ static void stop_string_cuts_bytes(void **state)
     struct job *job = begin(&tiny, "{\"id\":\"a\",\"prompt\":\"x\",\"stop\":\"END\"}");
     say(job, 0, "abcEND");
     job->choices[0].finished.end = (struct sequence_end){
-        .reason = FINISH_STOP, .stop_id = -1, .stop_string = 0, .text_bytes = 3};
+        .reason = FINISH_STOP, .stop_id = -1, .stop_string = 0, .raw_bytes = 3};
     const struct result *r = finish(job);
     expect(r->answer, "abc");
     assert_non_null(strstr(r->choices.ptr, "\"stop_reason\":\"END\""));
@@ -180,6 +181,86 @@ static const struct result *say_bytes(struct job *job, const char *bytes, size_t
     }
     g->n = (int32_t)n;
     return finish(job);
+}
+
+/* The rules end the first choice as in the engine; the row is what it becomes. */
+static const struct result *say_until_stopped(struct job *job, const struct sequence_rules *rules,
+                                              const int32_t *ids, int32_t n)
+{
+    struct job_choice *c = &job->choices[0];
+    struct sequence_state st;
+    assert_true(n <= c->out.cap);
+    memcpy(c->out.ids, ids, (size_t)n * sizeof *ids);
+    sequence_begin(&st, rules, job->prompts[0].ids, job->prompts[0].n);
+    for (int32_t i = 0; i < n; i++) {
+        c->finished.end = sequence_advance(&st, rules, &c->sampling, c->out.ids, i);
+        assert_int_equal(c->finished.end.reason, i + 1 < n ? FINISH_NONE : FINISH_STOP);
+    }
+    c->out.n = n;
+    return finish(job);
+}
+
+static void stop_string_behind_a_stray_byte(void **state)
+{
+    (void)state;
+    static const char said[] = "x\xE4"
+                               "END";
+    int32_t ids[sizeof said - 1];
+    for (size_t i = 0; i < TR_COUNT(ids); i++)
+        ids[i] = id_of_byte((unsigned char)said[i]);
+    struct job *job = begin(&tiny, "{\"id\":\"a\",\"prompt\":\"x\",\"stop\":\"END\"}");
+    const struct result *r = say_until_stopped(job, &tiny.rules, ids, (int32_t)TR_COUNT(ids));
+    expect(r->answer, "x\xEF\xBF\xBD");
+    expect(r->raw, "x\xE4");
+    job_close(job);
+}
+
+#define REPLACE(from, to)                                                                          \
+    "{\"type\":\"Replace\",\"pattern\":{\"String\":\"" from "\"},\"content\":\"" to "\"}"
+
+/* A SentencePiece vocabulary: the 256 bytes, then "\u2581Hello" 256, "\u2581world" 257, "STOP" 258.
+ */
+static struct tokenizer *pieces_open(void)
+{
+    struct text json = {0};
+    struct err err = {0};
+    struct tokenizer *t;
+    text_add(&json,
+             STR("{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":[],"
+                 "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\","
+                 "\"prepend\":\"\u2581\"}," REPLACE(
+                     " ", "\u2581") "]},\"pre_tokenizer\":null,"
+                                    "\"post_processor\":null,\"decoder\":{\"type\":\"Sequence\","
+                                    "\"decoders\":[" REPLACE(
+                                        "\u2581",
+                                        " ") ",{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},"
+                                             "{\"type\":\"Strip\",\"content\":\" "
+                                             "\",\"start\":1,\"stop\":0}]},\"model\":"
+                                             "{\"type\":\"BPE\",\"unk_token\":\"<0x00>\",\"byte_"
+                                             "fallback\":true,\"vocab\":{"));
+    for (int byte = 0; byte < 256; byte++)
+        text_f(&json, "\"<0x%02X>\":%d,", byte, byte);
+    text_add(&json, STR("\"\u2581Hello\":256,\"\u2581world\":257,\"STOP\":258},\"merges\":[]}}"));
+    if (tokenizer_parse(&t, text_view(&json), (struct str){NULL, 0}, &err) < 0)
+        fail_msg("%s", err.msg);
+    text_close(&json);
+    return t;
+}
+
+/* Decoding drops the first space, a row keeps it. */
+static void stop_string_of_a_sentencepiece_model(void **state)
+{
+    (void)state;
+    struct loaded_model pieces = {.rules = bytes_model.rules};
+    pieces.tokenizer = pieces_open();
+    pieces.rules.tokenizer = pieces.tokenizer;
+    struct job *job = begin(&pieces, "{\"id\":\"a\",\"prompt\":[1],\"stop\":\"STOP\"}");
+    static const int32_t ids[] = {256, 257, 258};
+    const struct result *r = say_until_stopped(job, &pieces.rules, ids, 3);
+    expect(r->answer, " Hello world");
+    assert_false(r->sanitized);
+    job_close(job);
+    tokenizer_close(pieces.tokenizer);
 }
 
 static void half_a_character_becomes_valid_utf8(void **state)
@@ -341,6 +422,8 @@ int main(void)
         cmocka_unit_test(without_close_all_is_reasoning),
         cmocka_unit_test(unprimed_prompt_is_left_whole),
         cmocka_unit_test(stop_string_cuts_bytes),
+        cmocka_unit_test(stop_string_behind_a_stray_byte),
+        cmocka_unit_test(stop_string_of_a_sentencepiece_model),
         cmocka_unit_test(half_a_character_becomes_valid_utf8),
         cmocka_unit_test(a_later_choice_keeps_its_bytes),
         cmocka_unit_test(chat_logprobs_have_openai_s_shape),

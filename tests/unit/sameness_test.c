@@ -196,7 +196,7 @@ static void expect_same(const struct how *h, const char *family)
             a->end.end.reason == b->end.end.reason &&
             a->end.end.stop_string == b->end.end.stop_string;
         if (same && a->end.end.stop_string >= 0)
-            same = a->end.end.text_bytes == b->end.end.text_bytes;
+            same = a->end.end.raw_bytes == b->end.end.raw_bytes;
         if (same)
             continue;
         int32_t at = 0;

@@ -87,15 +87,15 @@ static void stop_strings_cut_the_text(void **state)
     assert_int_equal(end.reason, FINISH_STOP);
     assert_int_equal(end.stop_string, 0);
     assert_int_equal(end.stop_id, -1);
-    assert_int_equal(end.text_bytes, 7);
+    assert_int_equal(end.raw_bytes, 7);
     s.include_stop_str = true;
     assert_int_equal(RUN(s, end, 0, 1, 2, 3, 4, 5), 4);
-    assert_int_equal(end.text_bytes, 12);
+    assert_int_equal(end.raw_bytes, 12);
     s.include_stop_str = false;
     s.n_stop_strings = 3; /* two are found at the third id: the order of the list decides */
     assert_int_equal(RUN(s, end, 0, 1, 2, 3, 4), 2);
     assert_int_equal(end.stop_string, 1);
-    assert_int_equal(end.text_bytes, 4);
+    assert_int_equal(end.raw_bytes, 4);
     s.min_tokens = 3; /* what ends within the first three ids does not count, now or later */
     assert_int_equal(RUN(s, end, 0, 1, 2, 3, 4), 4);
     assert_int_equal(end.stop_string, 0);
@@ -105,11 +105,10 @@ static void stop_strings_cut_the_text(void **state)
     assert_int_equal(end.reason, FINISH_STOP);
 }
 
-static void text_is_counted_as_it_is_decoded(void **state)
+static void text_is_cut_in_its_own_bytes(void **state)
 {
     (void)state;
-    static const struct tokenizer strips = {
-        .tokens = tokens, .n = 16, .first_special = EOS, .strips_space = true};
+    static const struct tokenizer specials = {.tokens = tokens, .n = 16, .first_special = EOS};
     struct sequence_rules r = rules;
     const struct str stops[] = {STR("\xE4\xBD\xA0"), STR("ab")};
     struct sampling s = defaults();
@@ -120,21 +119,21 @@ static void text_is_counted_as_it_is_decoded(void **state)
     /* " he", two bad bytes, a character in two halves: the stop string lies across them */
     const int32_t ids[] = {0, 13, 15, 13, 11, 12};
     assert_int_equal(run(&s, ids, 6, &end), 5);
-    assert_int_equal(end.text_bytes, 3 + 3 + 3);
-    /* a cut-off lead byte before the match is one replacement character */
+    assert_int_equal(end.raw_bytes, 3 + 1 + 1);
+    /* a cut-off lead byte before the match */
     const int32_t half[] = {11, 6};
     assert_int_equal(run(&s, half, 2, &end), 1);
     assert_int_equal(end.stop_string, 1);
-    assert_int_equal(end.text_bytes, 3);
-    /* the leading space that decoding drops, and a special token in between */
-    r.tokenizer = &strips;
+    assert_int_equal(end.raw_bytes, 1);
+    /* the leading space stays, a special token in between has no text */
+    r.tokenizer = &specials;
     r.n_eos_ids = 0;
     const int32_t spaced[] = {0, EOS, 1, 6};
     sequence_begin(&st, &r, NULL, 0);
     for (int i = 0; i < 4; i++)
         end = sequence_advance(&st, &r, &s, spaced, i);
     assert_int_equal(end.stop_string, 1);
-    assert_int_equal(end.text_bytes, 4);
+    assert_int_equal(end.raw_bytes, 5);
 }
 
 static void a_long_text_keeps_its_tail(void **state)
@@ -158,7 +157,7 @@ static void a_long_text_keeps_its_tail(void **state)
     for (int i = 3000; i < 5000; i++)
         ids[i] = 6;
     assert_int_equal(run(&s, ids, 5000, &end), 3127);
-    assert_int_equal(end.text_bytes, 6000);
+    assert_int_equal(end.raw_bytes, 6000);
 }
 
 static void thinking_is_closed_by_force(void **state)
@@ -273,7 +272,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ids_end_a_sequence),
         cmocka_unit_test(stop_strings_cut_the_text),
-        cmocka_unit_test(text_is_counted_as_it_is_decoded),
+        cmocka_unit_test(text_is_cut_in_its_own_bytes),
         cmocka_unit_test(a_long_text_keeps_its_tail),
         cmocka_unit_test(thinking_is_closed_by_force),
         cmocka_unit_test(forced_is_known_one_step_ahead),

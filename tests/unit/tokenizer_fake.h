@@ -10,7 +10,6 @@
 struct tokenizer {
     const char *const *tokens; /* NULL: an id without text */
     int32_t n, first_special;
-    bool strips_space;
 };
 
 struct str tokenizer_token_bytes(const struct tokenizer *t, int32_t id)
@@ -50,25 +49,6 @@ size_t utf8_repair(struct str s, char *buf, size_t cap, bool *changed)
         i += have > 0 ? have : 1;
     }
     return n;
-}
-
-size_t tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, bool skip_special,
-                        char *buf, size_t cap)
-{
-    char raw[65536];
-    size_t len = 0;
-    for (size_t i = 0; i < n; i++) {
-        struct str s = tokenizer_token_bytes(t, ids[i]);
-        if (skip_special && tokenizer_is_special(t, ids[i]))
-            continue;
-        CHECK(len + s.len <= sizeof raw);
-        if (s.len > 0)
-            memcpy(raw + len, s.ptr, s.len);
-        len += s.len;
-    }
-    size_t skip = t->strips_space && len > 0 && raw[0] == ' ';
-    bool changed;
-    return utf8_repair((struct str){raw + skip, len - skip}, buf, cap, &changed);
 }
 
 #endif

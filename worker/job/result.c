@@ -168,7 +168,7 @@ static void take_parts(struct parts *p, const struct job_choice *c,
     const struct sequence_end *end = &c->finished.end;
     size_t n = (size_t)g->n, cut = s->raw.len, close_at = n;
     if (end->stop_string >= 0)
-        cut = TR_MIN(cut, end->text_bytes);
+        cut = TR_MIN(cut, end->raw_bytes);
     bool opens = n > 0 && rules->think_open_id >= 0 && g->ids[0] == rules->think_open_id;
     *p = (struct parts){.raw = span(s, 0, cut, cut), .answered = true};
     p->answer = p->raw;
