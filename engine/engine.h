@@ -70,7 +70,7 @@ struct generated {
     int32_t n, cap;          /* ids so far; room, at least max_tokens (cut to max_model_len) */
     int32_t *ids;            /* [cap] */
     float *logprobs;         /* [cap], or NULL when params.n_top < 0 */
-    int32_t *top_ids;        /* [cap, n_top], or NULL */
+    int32_t *top_ids;        /* [cap, n_top], or NULL; -1 behind a row's last finite logit */
     float *top_logprobs;     /* [cap, n_top], or NULL */
     float *prompt_logprobs;  /* [n_prompt], the first is 0 and means nothing; NULL unless asked */
     int32_t *prompt_top_ids; /* [n_prompt, prompt_logprobs], or NULL */

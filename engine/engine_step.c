@@ -260,20 +260,28 @@ static void fail(struct engine *e, int32_t seq, const char *what, int32_t at)
                   (struct sequence_end){.reason = FINISH_FAILED, .stop_id = -1, .stop_string = -1});
 }
 
+/* What a row lacks (fewer finite logits than were asked for) is id -1: *t holds another's there. */
+static void take_top(int32_t *ids, float *logprobs, int32_t n_top, const struct sample_token *t)
+{
+    for (int32_t k = 0; k < n_top; k++) {
+        ids[k] = k < t->n_top ? t->top_ids[k] : -1;
+        logprobs[k] = k < t->n_top ? t->top_logprobs[k] : -INFINITY;
+    }
+}
+
 static void take_prompt_logprob(struct engine *e, int32_t seq, int32_t pos,
                                 const struct sample_token *t)
 {
     const struct request *r = &e->seqs[seq].req;
     int32_t n_top = r->sampling.prompt_logprobs;
-    if (isnan(t->logprob)) {
+    if (t->id < 0) {
         fail(e, seq, "prompt", pos);
         return;
     }
     r->out->prompt_logprobs[pos] = t->logprob;
-    for (int32_t k = 0; k < n_top; k++) {
-        r->out->prompt_top_ids[(int64_t)pos * n_top + k] = t->top_ids[k];
-        r->out->prompt_top_logprobs[(int64_t)pos * n_top + k] = t->top_logprobs[k];
-    }
+    if (n_top > 0)
+        take_top(r->out->prompt_top_ids + (int64_t)pos * n_top,
+                 r->out->prompt_top_logprobs + (int64_t)pos * n_top, n_top, t);
 }
 
 static void take_sample(struct engine *e, int32_t seq, const struct sample_token *t)
@@ -289,10 +297,9 @@ static void take_sample(struct engine *e, int32_t seq, const struct sample_token
     out->ids[n] = t->id;
     if (n_top >= 0)
         out->logprobs[n] = t->logprob;
-    for (int32_t k = 0; k < n_top; k++) {
-        out->top_ids[(int64_t)n * n_top + k] = t->top_ids[k];
-        out->top_logprobs[(int64_t)n * n_top + k] = t->top_logprobs[k];
-    }
+    if (n_top > 0)
+        take_top(out->top_ids + (int64_t)n * n_top, out->top_logprobs + (int64_t)n * n_top, n_top,
+                 t);
     out->n = n + 1;
     e->stats.sampled++;
     if (s->first_ns == 0)

@@ -45,6 +45,7 @@ static void draw(const int32_t *ids, int32_t n, const struct sample_row *row,
         out->id = p->rng_key % 8 == 0 ? -1 : 5;
     if (row->forced >= 0)
         out->id = row->forced;
+    out->n_top = TOP;
     for (int32_t k = 0; k < TOP; k++) {
         out->top_ids[k] = (int32_t)(h >> (8 + k)) % VOCAB;
         out->top_logprobs[k] = out->logprob - (float)k;
@@ -54,7 +55,9 @@ static void draw(const int32_t *ids, int32_t n, const struct sample_row *row,
 static void draw_prompt(const int32_t *ids, int32_t n, int32_t target, struct sample_token *out)
 {
     uint64_t h = hash_bytes(ids, (size_t)n * sizeof *ids, (uint64_t)target);
+    out->id = target;
     out->logprob = -(float)(h >> 40) / 65536;
+    out->n_top = TOP;
     for (int32_t k = 0; k < TOP; k++) {
         out->top_ids[k] = (int32_t)(h >> (8 + k)) % VOCAB;
         out->top_logprobs[k] = out->logprob - (float)k;
@@ -65,6 +68,7 @@ static void draw_prompt(const int32_t *ids, int32_t n, int32_t target, struct sa
 struct net {
     int32_t (*pages)[KV_PAGE_TOKENS];
     int32_t last[SLOTS], rows_most, lag;
+    const struct sample_token *instead[2]; /* by kind: what such a row gives, or NULL */
     struct sample_token *kept;
     int32_t n_kept;
     int64_t now;
@@ -96,6 +100,10 @@ static void net_logit(struct net *n, const struct step *s, const struct step_log
         ids[i] =
             n->pages[s->rows.block_table[l->slot * s->rows.block_table_stride + i / KV_PAGE_TOKENS]]
                     [i % KV_PAGE_TOKENS];
+    if (n->instead[l->kind]) {
+        *out = *n->instead[l->kind];
+        return;
+    }
     if (l->kind == STEP_PROMPT_LOGPROB) {
         draw_prompt(ids, p + 1, l->target, out);
         return;
@@ -164,6 +172,61 @@ static void rig_open(struct rig *g, struct engine_opts o, int32_t n_pages, int l
                                    .forward = net_forward,
                                    .close = net_close};
     assert_int_equal(engine_core_open(&g->e, &o, &net, n_pages, &err), E_OK);
+}
+
+/* ---- requests ---- */
+struct job {
+    int32_t prompt[LEN], ids[LEN], top_ids[LEN * TOP], prompt_top_ids[LEN * TOP];
+    float logprobs[LEN], top_logprobs[LEN * TOP], prompt_logprobs[LEN];
+    float prompt_top_logprobs[LEN * TOP];
+    struct generated out;
+    struct request r;
+    struct finished end;
+    int times; /* reported */
+};
+
+static void job_init(struct job *j, uint64_t tag)
+{
+    memset(j, 0, sizeof *j);
+    j->out = (struct generated){.cap = LEN,
+                                .ids = j->ids,
+                                .logprobs = j->logprobs,
+                                .top_ids = j->top_ids,
+                                .top_logprobs = j->top_logprobs,
+                                .prompt_logprobs = j->prompt_logprobs,
+                                .prompt_top_ids = j->prompt_top_ids,
+                                .prompt_top_logprobs = j->prompt_top_logprobs};
+    j->r = (struct request){.tag = tag, .prompt = j->prompt, .n_prompt = 1, .out = &j->out};
+    sampling_init(&j->r.sampling);
+    j->r.sampling.max_tokens = 30;
+    j->r.sampling.params.n_top = TOP;
+    j->r.sampling.params.rng_key = tag;
+}
+
+static int collect(struct rig *g, struct job *jobs)
+{
+    struct finished f[3];
+    struct err err = {0};
+    int n = engine_step(g->e, f, 1 + below(3), &err);
+    assert_true(n >= 0);
+    for (int i = 0; i < n; i++) {
+        jobs[f[i].tag].end = f[i];
+        jobs[f[i].tag].times++;
+    }
+    kv_check(g->e->kv);
+    return n;
+}
+
+static void run_all(struct rig *g, struct job *jobs, int n)
+{
+    struct err err = {0};
+    int sent = 0, done = 0;
+    for (int i = 0; done < n; i++) {
+        assert_true(i < 100000);
+        while (sent < n && engine_submit(g->e, &jobs[sent].r, &err) == ENGINE_ACCEPTED)
+            sent++;
+        done += collect(g, jobs);
+    }
 }
 
 #endif

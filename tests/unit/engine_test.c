@@ -58,35 +58,8 @@ int posix_memalign(void **p, size_t align, size_t n)
 #endif
 
 /* ---- requests, and what each must give ---- */
-struct job {
-    int32_t prompt[LEN], ids[LEN], top_ids[LEN * TOP], prompt_top_ids[LEN * TOP];
-    float logprobs[LEN], top_logprobs[LEN * TOP], prompt_logprobs[LEN];
-    float prompt_top_logprobs[LEN * TOP];
-    struct generated out;
-    struct request r;
-    struct finished end;
-    int times; /* reported */
-};
 static const struct str stops[] = {{"bcd", 3}, {"zz", 2}};
 static const int32_t stop_ids[] = {11};
-
-static void job_init(struct job *j, uint64_t tag)
-{
-    memset(j, 0, sizeof *j);
-    j->out = (struct generated){.cap = LEN,
-                                .ids = j->ids,
-                                .logprobs = j->logprobs,
-                                .top_ids = j->top_ids,
-                                .top_logprobs = j->top_logprobs,
-                                .prompt_logprobs = j->prompt_logprobs,
-                                .prompt_top_ids = j->prompt_top_ids,
-                                .prompt_top_logprobs = j->prompt_top_logprobs};
-    j->r = (struct request){.tag = tag, .prompt = j->prompt, .n_prompt = 1, .out = &j->out};
-    sampling_init(&j->r.sampling);
-    j->r.sampling.max_tokens = 30;
-    j->r.sampling.params.n_top = TOP;
-    j->r.sampling.params.rng_key = tag;
-}
 
 static void job_random(struct job *j, uint64_t tag, int32_t longest)
 {
@@ -180,20 +153,6 @@ static void expect_reference(const struct job *j, int32_t max_len)
     assert_int_equal(j->end.end.raw_bytes, want.end.end.raw_bytes);
 }
 
-static int collect(struct rig *g, struct job *jobs)
-{
-    struct finished f[3];
-    struct err err = {0};
-    int n = engine_step(g->e, f, 1 + below(3), &err);
-    assert_true(n >= 0);
-    for (int i = 0; i < n; i++) {
-        jobs[f[i].tag].end = f[i];
-        jobs[f[i].tag].times++;
-    }
-    kv_check(g->e->kv);
-    return n;
-}
-
 static struct engine_opts random_opts(int32_t *n_pages)
 {
     struct engine_opts o = {0};
@@ -278,18 +237,6 @@ static void every_request_gets_what_it_gets_alone(void **state)
         /* The cases were met. */
         assert_true(total.evictions > 100 && total.cached_rows > 10000);
         assert_true(total.steps > 100 && total.rows > 10 && total.sampled > 10);
-    }
-}
-
-static void run_all(struct rig *g, struct job *jobs, int n)
-{
-    struct err err = {0};
-    int sent = 0, done = 0;
-    for (int i = 0; done < n; i++) {
-        assert_true(i < 100000);
-        while (sent < n && engine_submit(g->e, &jobs[sent].r, &err) == ENGINE_ACCEPTED)
-            sent++;
-        done += collect(g, jobs);
     }
 }
 

@@ -41,6 +41,11 @@ static int32_t any_id(void)
     return rand() % 4 ? rand() % 151936 : rand() % 2 ? rand() % 128 : INT32_MAX - rand() % 2;
 }
 
+static int32_t any_top_id(void)
+{
+    return rand() % 8 ? any_id() : -1;
+}
+
 static void fill(struct room *r, int32_t n)
 {
     for (int i = 0; i < CAP; i++) {
@@ -48,13 +53,13 @@ static void fill(struct room *r, int32_t n)
         r->logprobs[i] = any_float();
     }
     for (int i = 0; i < CAP * TOP; i++) {
-        r->top_ids[i] = any_id();
+        r->top_ids[i] = any_top_id();
         r->top[i] = any_float();
     }
     for (int i = 0; i < PROMPT; i++)
         r->prompt[i] = any_float();
     for (int i = 0; i < PROMPT * TOP; i++) {
-        r->prompt_top_ids[i] = any_id();
+        r->prompt_top_ids[i] = any_top_id();
         r->prompt_top[i] = any_float();
     }
     r->g.n = n;

@@ -356,6 +356,38 @@ static void prompt_logprobs_have_vllm_s_shape(void **state)
     job_close(job);
 }
 
+/* A row with fewer finite logits than asked for: what is not there is -1 and is not told. */
+static void logprobs_end_where_a_row_has_no_more(void **state)
+{
+    (void)state;
+    struct job *job = begin(&bytes_model, CHAT ",\"logprobs\":true,\"top_logprobs\":2}");
+    struct generated *g = &job->choices[0].out;
+    g->n = 1;
+    g->ids[0] = g->top_ids[0] = 'A' - ' ';
+    g->logprobs[0] = g->top_logprobs[0] = -0.5f;
+    g->top_ids[1] = -1;
+    expect(finish(job)->logprobs,
+           "[{\"content\":[{\"token\":\"A\",\"logprob\":-0.5,\"bytes\":[65],"
+           "\"top_logprobs\":[{\"token\":\"A\",\"logprob\":-0.5,\"bytes\":[65]}]}],"
+           "\"refusal\":null}]");
+    job_close(job);
+    job = begin(&bytes_model,
+                "{\"id\":\"a\",\"prompt\":[33,34],\"logprobs\":2,\"prompt_logprobs\":2}");
+    g = &job->choices[0].out;
+    g->n = 1;
+    g->ids[0] = g->top_ids[0] = 'A' - ' ';
+    g->logprobs[0] = g->top_logprobs[0] = g->prompt_logprobs[1] = -0.5f;
+    g->top_ids[1] = -1;
+    g->prompt_top_ids[2] = 35;
+    g->prompt_top_ids[3] = -1;
+    g->prompt_top_logprobs[2] = -0.25f;
+    const struct result *r = finish(job);
+    assert_non_null(strstr(r->logprobs.ptr, "\"top_logprobs\":[{\"A\":-0.5}]"));
+    expect(r->prompt_logprobs, "[[null,{\"34\":{\"logprob\":-0.5,\"decoded_token\":\"B\"},"
+                               "\"35\":{\"logprob\":-0.25,\"decoded_token\":\"C\"}}]]");
+    job_close(job);
+}
+
 static void a_failed_choice_fails_the_row(void **state)
 {
     (void)state;
@@ -429,6 +461,7 @@ int main(void)
         cmocka_unit_test(chat_logprobs_have_openai_s_shape),
         cmocka_unit_test(completion_logprobs_have_openai_s_shape),
         cmocka_unit_test(prompt_logprobs_have_vllm_s_shape),
+        cmocka_unit_test(logprobs_end_where_a_row_has_no_more),
         cmocka_unit_test(a_failed_choice_fails_the_row),
         cmocka_unit_test(answers_are_judged),
         cmocka_unit_test(refused_jobs_have_rows_too),

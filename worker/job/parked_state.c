@@ -95,8 +95,9 @@ static uint64_t get(const uint8_t *at, int bytes)
     return v;
 }
 
-/* Shortest form only, so that equal states are equal bytes. */
-static void take_ids(struct reader *r, int32_t *ids, size_t n)
+/* Shortest form only, so that equal states are equal bytes. may_lack: -1 is an id, of an entry that
+ * a row's best have not. */
+static void take_ids(struct reader *r, int32_t *ids, size_t n, bool may_lack)
 {
     for (size_t i = 0; i < n && !r->bad; i++) {
         uint64_t v = 0;
@@ -106,8 +107,9 @@ static void take_ids(struct reader *r, int32_t *ids, size_t n)
             byte = *r->at++;
             v |= (uint64_t)(byte & 0x7F) << shift;
         }
-        r->bad = byte & 0x80 || v > INT32_MAX || (shift > 7 && byte == 0);
-        ids[i] = r->bad ? 0 : (int32_t)v;
+        bool lacks = may_lack && v == UINT32_MAX;
+        r->bad = byte & 0x80 || (v > INT32_MAX && !lacks) || (shift > 7 && byte == 0);
+        ids[i] = r->bad ? 0 : lacks ? -1 : (int32_t)v;
     }
 }
 
@@ -168,12 +170,12 @@ int parked_state_read(struct str bytes, const struct parked_shape *want, struct 
         return err_typed(err, E_JOB, "no_room", "parked state: %zu ids, room for %d", n, g->cap);
     *life = (struct parked_life){(int64_t)get(head + 16, 8), (int64_t)get(head + 24, 8),
                                  (int32_t)get(head + 32, 4)};
-    take_ids(&r, g->ids, n);
+    take_ids(&r, g->ids, n, false);
     take_reals(&r, g->logprobs, want->n_top >= 0 ? n : 0);
-    take_ids(&r, g->top_ids, n * top);
+    take_ids(&r, g->top_ids, n * top, true);
     take_reals(&r, g->top_logprobs, n * top);
     take_reals(&r, g->prompt_logprobs, n_prompt);
-    take_ids(&r, g->prompt_top_ids, n_prompt * best);
+    take_ids(&r, g->prompt_top_ids, n_prompt * best, true);
     take_reals(&r, g->prompt_top_logprobs, n_prompt * best);
     if (r.bad || r.at != r.end || life->device_ns < 0 || life->started_ns < 0 || life->n_cached < 0)
         return err_typed(err, E_JOB, "broken_state",

@@ -21,6 +21,15 @@ static void add_logprob(struct text *t, float logprob)
     text_json_float(t, logprob > -9999.0f ? logprob : -9999.0f);
 }
 
+/* Entries that a row has: the rest are -1. */
+static int32_t top_given(const int32_t *ids, size_t row, int32_t n)
+{
+    int32_t given = 0;
+    while (given < n && ids[row + (size_t)given] >= 0)
+        given++;
+    return given;
+}
+
 static void add_chat_token(struct text *t, const struct loaded_model *model, int32_t id,
                            float logprob, struct text *scratch)
 {
@@ -47,11 +56,13 @@ static void add_chat(struct text *t, const struct job_choice *c, const struct lo
             text_char(t, ',');
         add_chat_token(t, model, g->ids[i], g->logprobs[i], scratch);
         text_add(t, STR(",\"top_logprobs\":["));
-        for (int32_t k = 0; k < top; k++) {
-            size_t at = (size_t)i * (size_t)top + (size_t)k;
+        size_t row = (size_t)i * (size_t)TR_MAX(top, 0);
+        int32_t given = top_given(g->top_ids, row, top);
+        for (int32_t k = 0; k < given; k++) {
             if (k)
                 text_char(t, ',');
-            add_chat_token(t, model, g->top_ids[at], g->top_logprobs[at], scratch);
+            add_chat_token(t, model, g->top_ids[row + (size_t)k], g->top_logprobs[row + (size_t)k],
+                           scratch);
             text_char(t, '}');
         }
         text_add(t, STR("]}"));
@@ -65,9 +76,9 @@ static void add_top_of_completion(struct text *t, const struct job_choice *c, in
                                   const struct loaded_model *model, struct text *scratch)
 {
     const struct generated *g = &c->out;
-    int32_t top = c->sampling.params.n_top;
-    size_t row = (size_t)i * (size_t)TR_MAX(top, 0), keys_at[2 * SAMPLE_TOP_MAX + 2];
-    int32_t n = 0;
+    int32_t wanted = TR_MAX(c->sampling.params.n_top, 0), n = 0;
+    size_t row = (size_t)i * (size_t)wanted, keys_at[2 * SAMPLE_TOP_MAX + 2];
+    int32_t top = top_given(g->top_ids, row, wanted);
     bool sampled = false;
     text_char(t, '{');
     for (int32_t k = 0; k <= top; k++) {
@@ -165,8 +176,10 @@ static void add_prompt(struct text *t, const struct job *job, const struct job_c
     for (int32_t i = 1; i < p->n; i++) {
         text_add(t, STR(",{"));
         add_prompt_token(t, model, p->ids[i], g->prompt_logprobs[i], scratch);
-        for (int32_t k = 0; k < top; k++) {
-            size_t at = (size_t)i * (size_t)top + (size_t)k;
+        size_t row = (size_t)i * (size_t)TR_MAX(top, 0);
+        int32_t given = top_given(g->prompt_top_ids, row, top);
+        for (int32_t k = 0; k < given; k++) {
+            size_t at = row + (size_t)k;
             if (g->prompt_top_ids[at] == p->ids[i])
                 continue;
             text_char(t, ',');
