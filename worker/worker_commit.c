@@ -1,5 +1,6 @@
 /* worker_commit: the transaction and what follows it. See worker.h: the ack comes behind the
  * COMMIT, here and nowhere else. */
+#include "engine/log.h"
 #include "worker/failpoint.h"
 #include "worker/monitor/metrics.h"
 #include "worker/worker_impl.h"
@@ -58,12 +59,14 @@ void worker_to_commit(struct worker *w, struct job *job)
     list_add(&w->to_commit, job);
 }
 
-static void add_dead_letter(struct worker *w, struct dead_letter *d, struct job *job)
+/* False: memory is refused. */
+static bool add_dead_letter(struct worker *w, struct dead_letter *d, struct job *job)
 {
-    struct str key = {NULL, 0}, place = {NULL, 0};
-    job_printf(job, &key, STR_FMT "/" STR_FMT "/" STR_FMT, STR_ARG(job->run),
-               STR_ARG(job->batch_id), STR_ARG(job->origin));
-    job_printf(job, &place, "{" STR_FMT "}", STR_ARG(job->place));
+    struct str key, place;
+    if (job_printf(job, &key, STR_FMT "/" STR_FMT "/" STR_FMT, STR_ARG(job->run),
+                   STR_ARG(job->batch_id), STR_ARG(job->origin)) < 0 ||
+        job_printf(job, &place, "{" STR_FMT "}", STR_ARG(job->place)) < 0)
+        return false;
     *d = (struct dead_letter){.source_key = key,
                               .key = {job->run, job->batch_id, job->custom_id},
                               .reason = str_of(job->err.type),
@@ -75,6 +78,7 @@ static void add_dead_letter(struct worker *w, struct dead_letter *d, struct job 
                               .seen_ns = clock_wall_ns(w->opts.clock),
                               .worker = str_of(w->opts.result->worker)};
     memcpy(d->sha256, job->sha256, sizeof d->sha256);
+    return true;
 }
 
 static void fill_progress(struct worker *w)
@@ -123,12 +127,17 @@ void worker_fill_commit(struct worker *w)
 {
     size_t n = 0, results = 0, dead = 0;
     for (struct job *job; n < w->commit_max && (job = list_take(&w->to_commit)); n++) {
+        bool letter = !job->result || job->result->status == RESULT_DEAD;
+        if (letter && !add_dead_letter(w, &w->dead[dead], job)) {
+            LOG(LOG_WARN, "memory_refused", LOG_STR("dead_letter", job->origin));
+            list_add(&w->to_commit, job); /* with the next commit, or the one behind it */
+            break;
+        }
+        dead += letter;
         w->committing[n] = job;
         set_committing(job);
         if (job->result)
             w->results[results++] = job->result;
-        if (!job->result || job->result->status == RESULT_DEAD)
-            add_dead_letter(w, &w->dead[dead++], job);
     }
     for (struct job *job; (job = list_take(&w->present));) {
         set_committing(job);

@@ -74,6 +74,8 @@ void worker_spool_rest(struct worker *w)
     while (w->opts.spool && w->n_committing + w->to_commit.n > 0 && why.code == 0) {
         if (w->n_committing == 0) /* else what the sink has refused */
             worker_fill_commit(w);
+        if (w->n_committing == 0) /* memory is refused: they come again */
+            break;
         if (spool_append(w->opts.spool, &w->commit.commit, &why) < 0)
             LOG(LOG_WARN, "spool_refused", LOG_S("error", why.msg),
                 LOG_I("rows", w->n_committing + w->to_commit.n));

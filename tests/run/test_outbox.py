@@ -231,6 +231,25 @@ def test_circles_are_cut(site):
     assert all(copied_at for _, _, _, copied_at, *_ in site.letters().values())
 
 
+def test_a_source_of_any_length_stays_whole(kafka_site):
+    """Long headers ahead of the count of copies: the letter names its message whole, under its reason,
+    and the count ends the circle; also where a copy's own `source` is beyond what a header list keeps."""
+    site, note = kafka_site, "x" + "é" * 2000
+    site.send(jobs(2, "first"))
+    site.finish()
+    site.send(jobs(1, "second"), note=note, **{"tranche.copies": "3"})
+    site.send(jobs(2, "second")[1:], note='"' * 6000)
+    worker = site.finish()
+    letters = site.postgres.ask(site.name, "SELECT custom_id, reason, source FROM "
+                                "tranche.dead_letters ORDER BY 1")
+    assert [(i, reason) for i, reason, _ in letters] == [("job-0", "id_conflict"), ("job-1", "id_conflict")]
+    assert json.loads(letters[0][2])["headers"] == [["note", note], ["tranche.copies", "3"]]
+    assert worker.log.read_text().count("event=dead_letter_goes_in_circles") == 1
+    [(_, value, headers)] = site.copies()
+    assert json.loads(value)["prompt"] == "second 1" and len(headers["tranche.source"]) > 12000
+    assert next(iter(headers)) == "tranche.copies" and headers["tranche.copies"] == "1"
+
+
 def test_refusals(redis_site):
     site = redis_site
 

@@ -88,13 +88,18 @@ void job_drop_result(struct job *job)
 
 int job_printf(struct job *job, struct str *out, const char *fmt, ...)
 {
-    char text[2048];
     va_list ap;
     va_start(ap, fmt);
-    int n = vsnprintf(text, sizeof text, fmt, ap);
+    int n = vsnprintf(NULL, 0, fmt, ap);
     va_end(ap);
-    *out = job_str(job, (struct str){text, TR_MIN((size_t)TR_MAX(n, 0), sizeof text - 1)});
-    return out->ptr ? E_OK : E_RETRY;
+    char *text = n < 0 ? NULL : job_alloc(job, (size_t)n + 1);
+    *out = (struct str){text, text ? (size_t)n : 0};
+    if (!text)
+        return E_RETRY;
+    va_start(ap, fmt);
+    vsnprintf(text, (size_t)n + 1, fmt, ap);
+    va_end(ap);
+    return E_OK;
 }
 
 int job_fail(struct job *job, const char *type, const char *fmt, ...)

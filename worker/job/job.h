@@ -141,6 +141,7 @@ struct str job_str(struct job *job, struct str s);
  * before it stays. */
 void job_mark_result(struct job *job);
 void job_drop_result(struct job *job);
+/* Never cut, however long it is. E_RETRY, and a NULL ptr, when refused. */
 int job_printf(struct job *job, struct str *out, const char *fmt, ...) TR_PRINTF(3, 4);
 
 struct job_defaults {

@@ -108,13 +108,13 @@ static int copy_row(struct outbox *o, const PGresult *rows, int row, struct err 
             LOG_STR("source_key", cell(rows, row, COL_SOURCE_KEY)), LOG_I("copies", copies));
         return E_OK;
     }
+    snprintf(times, sizeof times, "%d", copies + 1);
+    add(&m, headers, "tranche.copies", str_of(times)); /* first: who reads it may cap the rest */
     for (int i = 0; i < COL_HEADERS; i++)
         add(&m, headers, header_names[i],
             cut(cell(rows, row, i), i == COL_DETAIL   ? DETAIL_MAX
                                     : i == COL_SOURCE ? SOURCE_MAX
                                                       : SIZE_MAX));
-    snprintf(times, sizeof times, "%d", copies + 1);
-    add(&m, headers, "tranche.copies", str_of(times));
     add(&m, headers, "tranche.version", STR(TRANCHE_VERSION));
     if (o->bare) {
         snprintf(left_out, sizeof left_out, "left out: %zu bytes", m.value.len);
