@@ -164,6 +164,9 @@ static void out_of_range_names_the_value(void **state)
     expect_error(CHAT ",\"top_logprobs\":2}", "bad_value", "logprobs true");
     expect_error(CHAT ",\"logit_bias\":{\"256\":1}}", "bad_value", "token ids below 256");
     expect_error(CHAT ",\"logit_bias\":{\"1\":101}}", "bad_value", "-100 to 100");
+    expect_error(CHAT ",\"logit_bias\":{\"5\":10,\"05\":-10}}", "bad_value", "got \"05\"");
+    expect_error(CHAT ",\"logit_bias\":{\"00\":1}}", "bad_value", "got \"00\"");
+    job_close(prepare_well(CHAT ",\"logit_bias\":{\"0\":1,\"10\":1}}"));
     expect_error(CHAT ",\"stop\":\"\"}", "bad_value", "1 to 256 bytes, got 0");
     expect_error(CHAT
                  ",\"stop\":[\"a\",\"b\",\"c\",\"d\",\"e\",\"f\",\"g\",\"h\",\"i\",\"j\",\"k\","

@@ -134,7 +134,7 @@ static void read_stop_ids(struct job *job, const struct params_context *ctx, con
     }
 }
 
-/* {"<id>": bias}: JSON has no integer keys. */
+/* {"<id>": bias}: JSON has no integer keys. One spelling an id, so that no id has two values. */
 static void read_logit_bias(struct job *job, const struct params_context *ctx,
                             const struct field *f, const json_t *v)
 {
@@ -159,6 +159,9 @@ static void read_logit_bias(struct job *job, const struct params_context *ctx,
         if (*key < '0' || *key > '9' || *end || id >= ctx->vocab_size)
             job_fail(job, "bad_value", "%s: want token ids below %d, got \"%.40s\"", f->name,
                      ctx->vocab_size, key);
+        else if (*key == '0' && key[1])
+            job_fail(job, "bad_value", "%s: want token ids without leading zeros, got \"%.40s\"",
+                     f->name, key);
         else if (!json_is_number(value) || !(b >= -100 && b <= 100))
             job_fail(job, "bad_value", "%s: token %ld: want -100 to 100, got %g", f->name, id, b);
         else
