@@ -290,7 +290,7 @@ static void take_sample(struct engine *e, int32_t seq, const struct sample_token
     struct generated *out = s->req.out;
     int32_t n = out->n, n_top = s->req.sampling.params.n_top;
     s->n_pending--;
-    if (t->id < 0) {
+    if (t->id < 0 || t->id >= e->net.vocab_size) {
         fail(e, seq, "generated", n);
         return;
     }

@@ -48,6 +48,22 @@ static void unsound_prompt_logits_fail_the_request(void **state)
     }
 }
 
+/* A sampler that lost its row must not have the id taken as a token: texts and embeddings end. */
+static void an_id_beyond_the_vocabulary_fails_the_request(void **state)
+{
+    (void)state;
+    static const int32_t beyond[] = {VOCAB, INT32_MAX};
+    static struct job j;
+    for (int i = 0; i < 4; i++) {
+        run_instead(&j, i % 2, STEP_SAMPLE, &(struct sample_token){.id = beyond[i / 2]});
+        assert_int_equal(j.end.end.reason, FINISH_FAILED);
+        assert_string_equal(j.end.err.type, "bad_logits");
+        assert_int_equal(j.out.n, 0);
+    }
+    run_instead(&j, 0, STEP_SAMPLE, &(struct sample_token){.id = VOCAB - 1});
+    assert_int_equal(j.out.n, 4);
+}
+
 static void missing_best_entries_are_told(void **state)
 {
     (void)state;
@@ -75,6 +91,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(unsound_prompt_logits_fail_the_request),
+        cmocka_unit_test(an_id_beyond_the_vocabulary_fails_the_request),
         cmocka_unit_test(missing_best_entries_are_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
