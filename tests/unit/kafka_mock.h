@@ -43,8 +43,10 @@ static struct mock {
     struct source_opts opts;
     struct source *source;
     struct err err;
-    int assigned, revoked, lost, gaps;
-    int64_t from; /* what the sink has on record */
+    int assigned, revoked, lost, gaps, starts;
+    struct source_gap gap[SOURCE_GAPS_MAX];           /* the latest, at gaps % SOURCE_GAPS_MAX */
+    struct source_start start[SOURCE_PARTITIONS_MAX]; /* the same */
+    int64_t from;                                     /* what the sink has on record */
     struct job *jobs[MESSAGES * 4];
     int n;
 } m;
@@ -139,7 +141,10 @@ static inline int turn(int64_t rows)
     m.assigned += news.n_assigned;
     m.revoked += news.n_revoked;
     m.lost += news.n_lost;
-    m.gaps += news.n_gaps;
+    for (int32_t i = 0; i < news.n_gaps; i++)
+        m.gap[m.gaps++ % SOURCE_GAPS_MAX] = news.gaps[i];
+    for (int32_t i = 0; i < news.n_started; i++)
+        m.start[m.starts++ % SOURCE_PARTITIONS_MAX] = news.started[i];
     for (int32_t i = 0; i < news.n_assigned; i++)
         (void)m.source->ops->start(m.source, news.assigned[i], m.from, &m.err);
     if (news.n_revoked)

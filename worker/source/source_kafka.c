@@ -178,22 +178,25 @@ static int take(struct source_kafka *k, rd_kafka_message_t *m, struct job **out,
         k->held = m;
         return 0;
     }
+    int64_t from = p->watermark.position;
+    struct job *job = kafka_job(k->topic, m, k->clock);
+    int rc = job ? kafka_watermark_deliver(&p->watermark, m->offset, err)
+                 : err_set(err, E_FATAL, "%s: no memory for a message of %zu bytes",
+                           k->source.label, m->len);
+    if (rc < 0) { /* it is the next again: passed over, it would be committed past */
+        job_close(job);
+        k->held = m;
+        return rc;
+    }
     *bytes_left -= bytes;
     mind_progress(p, m);
-    *out = kafka_job(k->topic, m, k->clock);
-    if (*out) {
-        (*out)->tombstone = k->opts.tombstone_cancels && m->key && !m->payload;
-        (*out)->from_position = p->watermark.position;
-        (*out)->sequence = p->sequence++;
-    }
+    job->tombstone = k->opts.tombstone_cancels && m->key && !m->payload;
+    job->from_position = from;
+    job->sequence = p->sequence++;
     p->ended = false;
-    int rc = *out ? kafka_watermark_deliver(&p->watermark, m->offset, err)
-                  : err_set(err, E_FATAL, "%s: no memory for a message of %zu bytes",
-                            k->source.label, m->len);
+    *out = job;
     rd_kafka_message_destroy(m);
-    if (rc < 0)
-        job_close(*out);
-    return rc < 0 ? rc : 1;
+    return 1;
 }
 
 static int kafka_claim(struct source *source, const struct source_budget *budget, struct job **out,

@@ -1,0 +1,87 @@
+/* kafka_losses: where messages could be passed over without a word: memory that is refused, a
+ * broker that goes while it is asked where to go on, a log that lost its beginning. */
+#include "kafka_mock.h"
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#endif
+
+/* What mem_alloc asks; the client library asks malloc. */
+#ifndef SANITIZED
+static _Thread_local int64_t refuse_in; /* allocations of this thread; 0: none is refused */
+extern void *__libc_memalign(size_t, size_t);
+void *aligned_alloc(size_t align, size_t n)
+{
+    if (refuse_in > 0 && --refuse_in == 0)
+        return NULL;
+    return __libc_memalign(align, n);
+}
+
+/* Everything is acknowledged, and the ring of open offsets is to grow at the fifth message. */
+static void settle_all(void)
+{
+    struct kafka_watermark *w = &partition()->watermark;
+    assert_int_equal(m.source->ops->ack(m.source, m.jobs, (size_t)m.n, &m.err), E_OK);
+    for (int i = 0; i < m.n; i++)
+        job_close(m.jobs[i]);
+    m.n = 0;
+    mem_free(w->ring);
+    w->cap = 4;
+    w->first = w->n = 0;
+    w->ring = mem_alloc(w->cap, sizeof *w->ring);
+    assert_non_null(w->ring);
+}
+
+/* Each allocation of a claim in turn is refused: what was claimed stands, the message comes again
+ * or an error comes in its place, and nothing is committed past it. */
+static void a_message_that_is_refused_memory_is_not_passed_over(void **state)
+{
+    enum { ROUND = 6 };
+    bool refused = true, behind_others = false;
+    (void)state;
+    assert_int_equal(open_source(), E_OK);
+    produce(1);
+    turn_until(1, 30);
+    int64_t at = 1;
+    for (int64_t k = 1; refused; k++, at += ROUND) {
+        settle_all();
+        assert_int_equal(kafka_watermark_value(&partition()->watermark), at);
+        produce(ROUND);
+        clock_sleep_ns(clock_system(), SECOND / 10); /* the fetch brings them together */
+        int64_t until = clock_mono_ns(clock_system()) + 30 * SECOND;
+        refuse_in = k;
+        while (m.n < ROUND && clock_mono_ns(clock_system()) < until) {
+            int before = m.n;
+            bool armed = refuse_in > 0;
+            int rc = turn(MESSAGES);
+            behind_others |= armed && refuse_in == 0 && m.n > before && m.n < ROUND;
+            if (rc == E_FATAL) /* nothing was in hand: the worker ends and reads it again */
+                assert_non_null(strstr(m.err.msg, "no memory"));
+        }
+        refused = refuse_in == 0;
+        refuse_in = 0;
+        assert_int_equal(m.n, ROUND);
+        for (int i = 0; i < ROUND; i++) {
+            assert_int_equal(m.jobs[i]->from_position, at + i);
+            assert_int_equal(m.jobs[i]->position, at + i + 1);
+            assert_int_equal(m.jobs[i]->sequence, at + i);
+        }
+    }
+    assert_true(behind_others);
+}
+#endif
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+#ifndef SANITIZED
+        MOCKED(a_message_that_is_refused_memory_is_not_passed_over),
+#endif
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
