@@ -176,15 +176,38 @@ static void send_lookups(struct worker *w)
     worker_call_sink(w, &w->lookup, SINK_LOOKUP);
 }
 
-/* Moves waiting jobs towards the ready queue: their output memory, then their durable attempt. */
+/* False: no memory for its output. While others hold theirs it waits for these (short_of_memory);
+ * where nobody does it is a job too large for this worker, and has its row. */
+static bool take_output(struct worker *w, struct job *job, size_t n)
+{
+    struct err err = {0};
+    bool waited = w->short_of_memory;
+    w->short_of_memory = false;
+    if (prepare_choices(job, &err) == E_OK) {
+        w->output_bytes += (int64_t)job->output_bytes;
+        return true;
+    }
+    if (n == 0 && worker_settled(w)) {
+        worker_refuse(w, job, RESULT_FAILED, "no_memory", err.msg);
+        return false;
+    }
+    if (!waited)
+        LOG(LOG_WARN, "memory_refused", LOG_STR("custom_id", job->custom_id),
+            LOG_S("error", err.msg));
+    w->short_of_memory = w->settle = true;
+    worker_wait(w, job);
+    return false;
+}
+
+/* Moves waiting jobs towards the ready queue: their output memory, then their durable attempt. One
+ * whose output is larger than the cap goes in where no other has any. */
 static void send_counts(struct worker *w)
 {
     size_t n = 0;
     if (w->count.busy || w->draining || worker_give_back(w))
         return;
     int64_t room = worker_room(w);
-    while (n < COUNT_MAX && (int64_t)n < room &&
-           (w->output_bytes < w->opts.claim_bytes || w->with_engine == w->rendered)) {
+    while (n < COUNT_MAX && (int64_t)n < room && w->output_bytes < w->opts.claim_bytes) {
         struct job *job = worker_next(w);
         if (!job)
             break;
@@ -192,12 +215,11 @@ static void send_counts(struct worker *w)
             worker_release(w, job);
             continue;
         }
-        struct err err = {0};
-        if (prepare_choices(job, &err) < 0) {
-            worker_refuse(w, job, RESULT_FAILED, "no_memory", err.msg);
+        if (!take_output(w, job, n)) {
+            if (w->short_of_memory)
+                break;
             continue;
         }
-        w->output_bytes += (int64_t)job->output_bytes;
         w->counted[n] = job;
         w->revisions[n] = str_of(job->config ? job->config->revision : NULL);
         w->keys[n++] = (struct key){job->run, job->batch_id, job->custom_id};

@@ -127,7 +127,8 @@ struct worker {
     int64_t canary_ns;        /* mono: when the next may go */
     bool proven;              /* an engine has ended something well in this process */
     struct list failed, held; /* while it was open: start not yet given back; given back */
-    int64_t output_bytes;     /* of jobs with the engine */
+    int64_t output_bytes;     /* of jobs with the engine: 0 where it has none */
+    bool short_of_memory;     /* a job waits because its output found none */
     struct parking parking;
     struct cancelling cancelling;
     struct configuring configuring;
@@ -206,6 +207,7 @@ void worker_refuse_cut(struct worker *w, struct job *job); /* the row of one tha
 
 /* worker_suspects.c: who may be counted next. */
 void worker_wait(struct worker *w, struct job *job); /* its lookup found nothing: it is to run */
+bool worker_settled(const struct worker *w);         /* nothing is in flight, all of it rows */
 /* Jobs that may be counted now; then worker_next gives them. */
 int64_t worker_room(struct worker *w);
 struct job *worker_next(struct worker *w);               /* NULL: none */

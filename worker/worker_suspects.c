@@ -45,13 +45,17 @@ static bool suspects_turn(struct worker *w)
     return w->suspects_next;
 }
 
+bool worker_settled(const struct worker *w)
+{
+    return w->with_engine == w->rendered && w->to_commit.n == 0 && !w->commit.busy &&
+           w->spooled.n == 0;
+}
+
 int64_t worker_room(struct worker *w)
 {
-    bool settled = w->with_engine == w->rendered && w->to_commit.n == 0 && !w->commit.busy &&
-                   w->spooled.n == 0;
     int64_t through = worker_breaker_room(w);
     bool turn = suspects_turn(w);
-    w->settle = (turn || w->group) && !settled;
+    w->settle = (turn || w->group) && !worker_settled(w);
     if (w->settle)
         return 0;
     if (turn && !w->proven) {

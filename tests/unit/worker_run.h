@@ -65,10 +65,12 @@ static int faulty_lookup(struct sink *s, struct lookup *l, size_t n, struct err 
     return through_lookup(s, l, n, err);
 }
 /* Everything counted before must have its row by now where a suspect is among those that come. */
+static size_t count_max; /* jobs of the largest start */
 static int suspects_met, suspects_alone, group_max, group_mixed, group_unsettled;
 static void note_group(const struct key *k, size_t n, int what)
 {
     int suspects = 0;
+    count_max = what == COUNT_BACK ? count_max : TR_MAX(count_max, n);
     for (size_t i = 0; i < n; i++)
         suspects += k[i].custom_id.ptr[0] == 's';
     if (what == COUNT_BACK || suspects == 0)
@@ -144,6 +146,7 @@ struct setting {
     int64_t fault_at; /* step at which the first engine is lost */
     int engines;      /* 0: one */
     int32_t flush_rows;
+    int64_t flush_ns;
     const atomic_int *stop;
     bool stop_at_end; /* as the source hands out its last line */
 };
@@ -243,7 +246,7 @@ static int run_over(const struct setting *set, struct sink *sink, struct loaded_
                                .claim_rows = set->claim_rows ? set->claim_rows : 64,
                                .claim_bytes = 1 << 20,
                                .flush_rows = set->flush_rows ? set->flush_rows : 16,
-                               .flush_ns = 20000000,
+                               .flush_ns = set->flush_ns ? set->flush_ns : 20000000,
                                .grace_ns = set->grace_ns ? set->grace_ns : 5000000000,
                                .breaker = set->breaker,
                                .stop_signal = set->stop};
@@ -257,6 +260,7 @@ static int run_over(const struct setting *set, struct sink *sink, struct loaded_
 static int run(const struct setting *set)
 {
     error = (struct err){0};
+    count_max = 0;
     struct faulty_sink sink = open_sink(set);
     struct loaded_model model = model_of(set);
     source = memory_source_of(set->lines, set->n);

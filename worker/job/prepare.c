@@ -419,29 +419,42 @@ static size_t place_output(struct job_choice *c, const struct job_prompt *prompt
     return (used + 15) & ~(size_t)15;
 }
 
+static struct job_choice choice_of(struct job *job, int32_t i)
+{
+    int32_t n = job->params.n;
+    struct job_choice c = {
+        .job = job, .prompt = i / n, .index = i % n, .sampling = job->params.sampling};
+    c.sampling.params.choice = (uint32_t)i; /* prompts of one job draw apart as choices do */
+    if (c.index != 0)
+        c.sampling.prompt_logprobs = -1; /* the prompt's are the same for every choice */
+    return c;
+}
+
+/* The output comes first: where it is refused nothing else has been taken, however often it is
+ * asked for. */
 int prepare_choices(struct job *job, struct err *err)
 {
-    int32_t n = job->params.n, total = job->n_prompts * n;
+    int32_t total = job->n_prompts * job->params.n;
     size_t bytes = 0;
-    job->choices = job_alloc(job, (size_t)total * sizeof *job->choices);
-    for (int32_t i = 0; job->choices && i < total; i++) {
-        struct job_choice *c = &job->choices[i];
-        c->job = job;
-        c->prompt = i / n;
-        c->index = i % n;
-        c->sampling = job->params.sampling;
-        c->sampling.params.choice = (uint32_t)i; /* prompts of one job draw apart as choices do */
-        if (i % n != 0)
-            c->sampling.prompt_logprobs = -1; /* the prompt's are the same for every choice */
-        bytes += place_output(c, &job->prompts[c->prompt], NULL);
+    for (int32_t i = 0; i < total; i++) {
+        struct job_choice c = choice_of(job, i);
+        bytes += place_output(&c, &job->prompts[c.prompt], NULL);
     }
-    job->output = job->choices ? mem_alloc(bytes, 1) : NULL;
-    if (!job->output)
-        return err_set(err, E_RETRY, "no memory for the output of %d choices", total);
+    job->output = mem_alloc(bytes, 1);
+    job->choices = job->output ? job_alloc(job, (size_t)total * sizeof *job->choices) : NULL;
+    if (!job->choices) {
+        mem_free(job->output);
+        job->output = NULL;
+        return err_set(err, E_RETRY, "no memory for the output of %d choices, %zu bytes", total,
+                       bytes);
+    }
     job->output_bytes = bytes;
     bytes = 0;
-    for (int32_t i = 0; i < total; i++)
-        bytes += place_output(&job->choices[i], &job->prompts[i / n], (char *)job->output + bytes);
+    for (int32_t i = 0; i < total; i++) {
+        struct job_choice *c = &job->choices[i];
+        *c = choice_of(job, i);
+        bytes += place_output(c, &job->prompts[c->prompt], (char *)job->output + bytes);
+    }
     job->n_choices = job->n_left = total;
     return E_OK;
 }

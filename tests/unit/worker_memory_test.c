@@ -1,0 +1,97 @@
+/* worker: the cap on the memory of outputs, and what becomes of a job whose output finds none. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "tests/unit/refused_memory.h"
+#include "tests/unit/worker_run.h"
+
+/* Each takes 4 + 4 + 8 * 20 bytes a token: 300 KB, where the cap is 1 MiB. */
+enum {
+    LARGE = 50,
+    LARGE_BYTES = 1800 * 168,
+    CAP_JOBS = ((1 << 20) + LARGE_BYTES - 1) / LARGE_BYTES
+};
+static char large_text[LARGE][128];
+static const char *large[LARGE];
+
+static int set_up_large(void **state)
+{
+    for (int i = 0; i < LARGE; i++) {
+        snprintf(large_text[i], sizeof large_text[i],
+                 "{\"id\":\"j%d\",\"prompt\":\"p\",\"max_tokens\":1800,\"logprobs\":20}", i);
+        large[i] = large_text[i];
+    }
+    return set_up(state);
+}
+
+static int tear_down_large(void **state)
+{
+    refuse(SIZE_MAX, 0, 0, 0);
+    return tear_down(state);
+}
+
+/* Also where nothing is in flight, as at each start. */
+static void outputs_stay_below_their_cap(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = large, .n = LARGE};
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(LARGE);
+    assert_int_equal(summary.rows[RESULT_OK], LARGE);
+    assert_in_range(count_max, 1, CAP_JOBS);
+}
+
+/* One job that is larger than the cap is let in, alone. */
+static void a_job_above_the_cap_runs(void **state)
+{
+    (void)state;
+    static const char *const lines[] = {
+        "{\"id\":\"a\",\"prompt\":\"p\",\"max_tokens\":1800,\"logprobs\":20,\"n\":8}",
+        "{\"id\":\"b\",\"prompt\":\"p\",\"max_tokens\":1800,\"logprobs\":20,\"n\":8}"};
+    struct setting set = {.lines = lines, .n = 2};
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(2);
+    assert_int_equal(summary.rows[RESULT_OK], 2);
+    assert_int_equal(count_max, 1);
+}
+
+/* The second job is refused twice: beside the first one in one count, and while that is with the
+ * engine. */
+static void a_job_without_memory_waits_for_the_others(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = large, .n = LARGE};
+    refuse(LARGE_BYTES, LARGE_BYTES + 63, 1, 2);
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(LARGE);
+    assert_int_equal(summary.rows[RESULT_OK], LARGE);
+    assert_int_equal(ask("SELECT max(attempts) FROM results"), 1);
+}
+
+static void a_job_that_never_finds_memory_has_its_row(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = large, .n = LARGE, .flush_rows = 1000, .flush_ns = 60000000000};
+    refuse(LARGE_BYTES, LARGE_BYTES + 63, 0, INT32_MAX);
+    int64_t start = clock_mono_ns(clock_system());
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(LARGE);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE error_code='no_memory'"), LARGE);
+    assert_true(clock_mono_ns(clock_system()) - start < 60000000000); /* none waits for a flush */
+}
+
+#define WITH_LARGE(test) cmocka_unit_test_setup_teardown(test, set_up_large, tear_down_large)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        WITH_LARGE(outputs_stay_below_their_cap),
+        WITH_LARGE(a_job_above_the_cap_runs),
+        WITH_LARGE(a_job_without_memory_waits_for_the_others),
+        WITH_LARGE(a_job_that_never_finds_memory_has_its_row),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
