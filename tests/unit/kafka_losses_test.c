@@ -76,12 +76,39 @@ static void a_message_that_is_refused_memory_is_not_passed_over(void **state)
 }
 #endif
 
+/* The client says once that an offset is out of range, and fetches that partition no more. */
+static void a_question_that_fails_behind_a_reset_is_asked_again(void **state)
+{
+    rd_kafka_resp_err_t codes[40];
+    (void)state;
+    for (size_t i = 0; i < TR_COUNT(codes); i++)
+        codes[i] = RD_KAFKA_RESP_ERR_INVALID_REQUEST; /* the client asks no second time by itself */
+    assert_int_equal(open_source(), E_OK);
+    produce(1);
+    turn_until(1, 30);
+    rd_kafka_mock_push_request_errors_array(m.cluster, LIST_OFFSETS, TR_COUNT(codes), codes);
+    rd_kafka_mock_push_request_errors(m.cluster, FETCH, 1, RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE);
+    int64_t until = clock_mono_ns(clock_system()) + 30 * SECOND;
+    while (!partition()->again && clock_mono_ns(clock_system()) < until)
+        (void)turn(MESSAGES); /* the fetch under way ends, and the next one meets the error */
+    assert_true(partition()->again);
+    produce(MESSAGES - 1);
+    turn_for(2, MESSAGES);
+    assert_int_equal(m.n, 1);
+    rd_kafka_mock_clear_request_errors(m.cluster, LIST_OFFSETS);
+    turn_until(MESSAGES, 30);
+    for (int i = 0; i < MESSAGES; i++)
+        assert_int_equal(m.jobs[i]->position, i + 1);
+    assert_int_equal(m.gaps, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
 #ifndef SANITIZED
         MOCKED(a_message_that_is_refused_memory_is_not_passed_over),
 #endif
+        MOCKED(a_question_that_fails_behind_a_reset_is_asked_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,7 +7,7 @@
 #include "worker/source/source_kafka.h"
 
 enum { ANSWER_MS = 5000 };
-static const int64_t REVOKE_NS = 20000000000;
+static const int64_t REVOKE_NS = 20000000000, AGAIN_NS = 1000000000;
 
 static bool ours(const struct source_kafka *k, const rd_kafka_topic_partition_t *t)
 {
@@ -364,7 +364,9 @@ int kafka_start_again(struct source_kafka *k, int32_t partition, struct err *err
         return E_OK;
     rd_kafka_resp_err_t code =
         rd_kafka_query_watermark_offsets(k->rk, k->topic, partition, &low, &high, ANSWER_MS);
-    if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
+    p->again = code != RD_KAFKA_RESP_ERR_NO_ERROR; /* the library says it once only */
+    k->again_ns = clock_mono_ns(k->clock);
+    if (p->again)
         return unanswered(k, code, "the log's ends", err);
     int64_t at = p->watermark.position;
     if (at > high) {
@@ -380,4 +382,19 @@ int kafka_start_again(struct source_kafka *k, int32_t partition, struct err *err
     }
     fetch_again(k, partition);
     return E_OK;
+}
+
+void kafka_mind_resets(struct source_kafka *k)
+{
+    struct err err = {0};
+    if (clock_mono_ns(k->clock) - k->again_ns < AGAIN_NS)
+        return;
+    for (int32_t i = 0; i < k->n_partitions; i++) {
+        if (!k->partitions[i].again || k->partitions[i].leaving)
+            continue;
+        if (kafka_start_again(k, i, &err) == E_RETRY) { /* the others wait: it took its time */
+            LOG(LOG_WARN, "source_away", LOG_S("error", err.msg));
+            return;
+        }
+    }
 }

@@ -31,7 +31,7 @@ static int take_news(struct source_kafka *k, const rd_kafka_message_t *m, struct
          m->err == RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE) &&
         placed) {
         int rc = kafka_start_again(k, m->partition, err);
-        if (rc == E_RETRY) /* the broker is away as well: its next answer brings this again */
+        if (rc == E_RETRY) /* the broker is away as well: kafka_mind_resets asks again */
             LOG(LOG_WARN, "source_away", LOG_S("error", err->msg));
         return E_OK;
     }
@@ -143,7 +143,7 @@ static bool all_done(struct source_kafka *k, struct err *err)
         const struct kafka_partition *p = &k->partitions[i];
         if (p->owned && p->refused)
             refused = i;
-        else if (p->owned && !p->ended)
+        else if (p->owned && (!p->ended || p->again))
             return false;
     }
     if (!k->opts.idle_exit_ns || now - k->idle_ns < k->opts.idle_exit_ns ||
@@ -259,6 +259,7 @@ static int kafka_service(struct source *source, struct source_service *out, stru
     kafka_mind_revocation(k);
     if (rc >= 0)
         rc = kafka_try_assign(k, err);
+    kafka_mind_resets(k);
     if (clock_mono_ns(k->clock) - k->committed_ns >= COMMIT_NS)
         (void)kafka_commit(k, false, &ignored); /* logged, and sent again */
     *out = k->news;

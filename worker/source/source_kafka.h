@@ -22,6 +22,7 @@ struct kafka_partition {
     bool full;     /* paused: its window is */
     bool halted;   /* what kafka_pause said last: the library keeps it across assignments */
     bool ended;    /* its end came behind the last message */
+    bool again;    /* kafka_start_again had no answer: kafka_service asks on */
     int64_t start; /* as the sink has it; -1: nothing on record */
     int64_t ahead; /* the group's offset, where it stood above start and no message has come yet */
     struct kafka_watermark watermark;
@@ -54,7 +55,7 @@ struct source_kafka {
     rd_kafka_message_t *held; /* polled, but did not fit the budget */
     bool paused;
     int64_t rows_max, bytes_max; /* the largest budget seen: all of it */
-    int64_t claimed_ns, committed_ns, idle_ns, asked_ns;
+    int64_t claimed_ns, committed_ns, idle_ns, asked_ns, again_ns;
     int64_t open;      /* claimed and neither acknowledged nor released */
     int64_t until;     /* one partition alone: its end when we opened; -1: none */
     struct err failed; /* a callback's E_FATAL, for the next call that can tell it */
@@ -84,8 +85,11 @@ int kafka_try_assign(struct source_kafka *k, struct err *err);
 int kafka_flushed(struct source *source, struct err *err);
 /* Gives up waiting for a flush whose time is over. */
 void kafka_mind_revocation(struct source_kafka *k);
-/* The position of a partition is not in the log any more: on to its first message that is. */
+/* The position of a partition is not in the log any more: on to its first message that is. E_RETRY:
+ * the broker gave no answer; the partition is marked `again`. */
 int kafka_start_again(struct source_kafka *k, int32_t partition, struct err *err);
+/* The same for each partition that is marked, once a second. */
+void kafka_mind_resets(struct source_kafka *k);
 
 /* ---- kafka_commit.c ---- */
 
