@@ -13,6 +13,7 @@
 #include <cuda_runtime.h>
 
 #include "engine/backend_cuda.h"
+#include "engine/gemm_rows.h"
 #include "kernels/kernels_cuda.h"
 
 enum {
@@ -22,7 +23,6 @@ enum {
     GRAPH_ROWS_MAX = 32, /* of a step that runs as a graph */
     LOAD_EVENTS = 16,
     DEVICES_MAX = 64,
-    PLANS_MAX = 512,
     PLAN_RULE = 2, /* raised when plan_prove asks for more: plans kept by older builds are void */
     OWNED_MAX = 8192,
     CANDIDATES = 16,
@@ -222,8 +222,6 @@ struct product { /* operands of one GEMM */
     const void *bias, *residual; /* or NULL */
 };
 void cuda_gemm(struct cuda_backend *b, void *out, const struct product *on, int kind, int64_t rows);
-/* Rows that a GEMM of m rows computes. */
-int64_t cuda_gemm_rows(int64_t m);
 void cuda_gemm_close(struct cuda_backend *b);
 
 /* cuda_swiglu.c: the product with SwiGLU in its epilogue: whether it is the better one for these

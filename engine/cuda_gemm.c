@@ -6,14 +6,6 @@
 
 enum { TIMED_RUNS = 3, FLUSH_BYTES = 160 << 20, WIDEST_ROWS_MIN = 256 };
 
-/* Rows run in buckets: a step of 700 rows runs as 704. The rows past the end are computed and
- * unused; a row's bits do not depend on the bucket. (2,816 is a multiple of 128.) */
-int64_t cuda_gemm_rows(int64_t m)
-{
-    const int64_t step = m <= 64 ? 16 : m <= 1024 ? 64 : 128;
-    return (m + step - 1) / step * step;
-}
-
 int32_t backend_cuda_rows_below(int32_t m)
 {
     int32_t below = m - 1;

@@ -3,6 +3,7 @@
 
 #include "engine/backend_cuda.h"
 #include "engine/engine_core.h"
+#include "engine/gemm_rows.h"
 #include "engine/log.h"
 #include "engine/model.h"
 
@@ -97,6 +98,11 @@ static int choose(struct engine_opts *o, int32_t *n_pages, struct err *err)
     o->queue_cap = o->queue_cap > 0 ? o->queue_cap : o->slots;
     o->step_tokens = o->step_tokens > 0 ? o->step_tokens : TR_MAX(CUDA_STEP_TOKENS, o->slots);
     o->chunk_tokens = o->chunk_tokens > 0 ? o->chunk_tokens : o->step_tokens;
+    if (o->step_tokens > CUDA_STEP_TOKENS_MAX)
+        return err_set(err, E_USAGE,
+                       "step_tokens is %d, but a step on a GPU has at most %d: lower %s",
+                       o->step_tokens, CUDA_STEP_TOKENS_MAX,
+                       o->step_tokens == o->slots ? "--slots or --step-tokens" : "--step-tokens");
     if (o->max_model_len > c->max_positions)
         return err_set(err, E_USAGE, "max_model_len is %d, but the model has %d positions",
                        o->max_model_len, c->max_positions);

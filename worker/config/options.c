@@ -215,7 +215,7 @@ const struct option option_table[] = {
     {"kv-bytes", ENGINE, OPTION_SIZE, "0", 0, 64 * TIB, NULL, "SIZE", "Engine",
      "memory for keys and values; 0: chosen from what is free"},
     {"step-tokens", ENGINE, OPTION_INT, "0", 0, 1 << 20, NULL, "TOKENS", "Engine",
-     "tokens that one step computes at most; 0: chosen"},
+     "tokens that one step computes at most (a GPU: 32768); 0: chosen"},
     {"chunk-tokens", ENGINE, OPTION_INT, "0", 0, 1 << 20, NULL, "TOKENS", "Engine",
      "longest piece of one prompt in a step; 0: the step's budget"},
     {"prefix-sharing", ENGINE, OPTION_FLAG, "true", 0, 0, NULL, NULL, "Engine",
