@@ -100,12 +100,28 @@ static void add_clean(struct text *out, struct str raw, bool *changed)
     out->len += 2 * nuls;
 }
 
-/* A copy in the job's memory, valid UTF-8 without NULs. */
-static struct str keep_clean(struct job *job, struct str s, struct text *scratch, bool *changed)
+/* Copies in the job's memory. *ok becomes false where one is refused, or the text is not whole: a
+ * row without it would be taken for all that there was. */
+static struct str kept(struct job *job, struct str s, bool *ok)
 {
+    struct str copy = job_str(job, s);
+    *ok = *ok && copy.ptr;
+    return copy;
+}
+
+static struct str kept_text(struct job *job, const struct text *t, bool *ok)
+{
+    *ok = *ok && !t->failed;
+    return kept(job, text_view(t), ok);
+}
+
+/* As valid UTF-8 without NULs. */
+static struct str kept_clean(struct job *job, struct str s, struct text *scratch, bool *ok)
+{
+    bool ignored = false;
     text_reset(scratch);
-    add_clean(scratch, s, changed);
-    return scratch->failed ? (struct str){NULL, 0} : job_str(job, text_view(scratch));
+    add_clean(scratch, s, &ignored);
+    return kept_text(job, scratch, ok);
 }
 
 struct str result_token_bytes(const struct loaded_model *model, int32_t id, char *one)
@@ -245,6 +261,7 @@ static void add_choice(struct text *t, const struct job_choice *c, struct parts 
     /* What the columns cannot hold: exact bytes of a later choice. */
     text_reset(&s->text);
     add_clean(&s->text, p->raw, &p->sanitized);
+    t->failed = t->failed || s->text.failed;
     if (p->sanitized && index > 0) {
         text_add(t, STR(",\"raw_hex\":\""));
         for (size_t i = 0; i < p->raw.len; i++)
@@ -254,7 +271,8 @@ static void add_choice(struct text *t, const struct job_choice *c, struct parts 
     text_char(t, '}');
 }
 
-static struct str source_json(struct job *job, const struct result_context *ctx, struct text *t)
+static struct str source_json(struct job *job, const struct result_context *ctx, struct text *t,
+                              bool *ok)
 {
     text_reset(t);
     text_add(t, STR("{\"source\":"));
@@ -269,15 +287,17 @@ static struct str source_json(struct job *job, const struct result_context *ctx,
         text_add(t, job->metadata);
     }
     text_char(t, '}');
-    return job_str(job, text_view(t));
+    return kept_text(job, t, ok);
 }
 
-/* What every row has, whatever became of the job. */
+/* What every row has, whatever became of the job; it is job->result from here on. NULL: no memory.
+ */
 static struct result *begin_result(struct job *job, const struct result_context *ctx,
                                    enum result_status status, struct text *scratch)
 {
     job_mark_result(job);
-    struct result *r = job_alloc(job, sizeof *r);
+    struct result *r = job->result = job_alloc(job, sizeof *r);
+    bool ok = r != NULL;
     if (!r)
         return NULL;
     const char *sha = ctx->model_sha256 ? ctx->model_sha256(ctx->sha_ctx) : NULL;
@@ -292,14 +312,13 @@ static struct result *begin_result(struct job *job, const struct result_context 
                          .params = job->params_json,
                          .has_seed = job->params.sampling.params.rng_key != 0,
                          .seed = job->params.seed,
-                         .source = source_json(job, ctx, scratch),
+                         .source = source_json(job, ctx, scratch, &ok),
                          .attempts = job->attempts,
                          .worker = str_of(ctx->worker),
                          .queued_ns = job->queued_ns};
-    bool ignored = false;
-    r->request = keep_clean(job, job->request, scratch, &ignored);
+    r->request = kept_clean(job, job->request, scratch, &ok);
     memcpy(r->request_sha256, job->sha256, sizeof job->sha256);
-    return r->request.ptr && r->source.ptr ? r : NULL;
+    return ok ? r : NULL;
 }
 
 /* SHA-256 over the id's length, the id, the status and the SHA-256 of `choices`. */
@@ -319,18 +338,17 @@ void result_hash_output(struct result *r)
 }
 
 static void take_first_choice(struct job *job, struct result *r, const struct parts *p,
-                              struct result_scratch *s)
+                              struct result_scratch *s, bool *ok)
 {
-    bool ignored = false;
     if (p->answered)
-        r->answer = keep_clean(job, p->answer, &s->text, &ignored);
+        r->answer = kept_clean(job, p->answer, &s->text, ok);
     if (p->split)
-        r->reasoning = keep_clean(job, p->reasoning, &s->text, &ignored);
+        r->reasoning = kept_clean(job, p->reasoning, &s->text, ok);
     if (job->expected.ptr)
         r->correct = p->answered && answer_is_correct(r->answer, job->expected);
     r->sanitized = p->sanitized;
     if (p->sanitized)
-        r->raw = job_str(job, p->raw);
+        r->raw = kept(job, p->raw, ok);
 }
 
 /* Counts, times and the failure of a choice. */
@@ -374,8 +392,10 @@ static void take_numbers(const struct job *job, struct result *r, const struct r
         r->finish_reason = str_of(finish_reason_name(job->choices[0].finished.end.reason));
 }
 
-bool result_render(struct job *job, const struct result_context *ctx, struct result_scratch *s)
+/* job->result of choices that have all ended. False: no memory. */
+static bool render(struct job *job, const struct result_context *ctx, struct result_scratch *s)
 {
+    bool ok = true;
     struct result *r = begin_result(job, ctx, RESULT_OK, &s->text);
     if (!r)
         return false;
@@ -392,7 +412,7 @@ bool result_render(struct job *job, const struct result_context *ctx, struct res
         add_choice(&s->json, c, &p, i, s);
         r->reasoning_tokens += p.reasoning_tokens;
         if (i == 0)
-            take_first_choice(job, r, &p, s);
+            take_first_choice(job, r, &p, s, &ok);
         r->sanitized = r->sanitized || p.sanitized;
         if (job->params.logprobs_given) {
             text_char(&s->logprobs, i ? ',' : '[');
@@ -401,40 +421,48 @@ bool result_render(struct job *job, const struct result_context *ctx, struct res
     }
     if (r->status == RESULT_OK) {
         text_char(&s->json, ']');
-        r->choices = job_str(job, text_view(&s->json));
+        r->choices = kept_text(job, &s->json, &ok);
         if (job->params.logprobs_given) {
             text_char(&s->logprobs, ']');
-            r->logprobs = job_str(job, text_view(&s->logprobs));
+            r->logprobs = kept_text(job, &s->logprobs, &ok);
         }
         if (job->params.sampling.prompt_logprobs >= 0) {
             text_reset(&s->logprobs);
             prompt_logprobs_add(&s->logprobs, job, ctx->model, s);
-            r->prompt_logprobs = job_str(job, text_view(&s->logprobs));
+            r->prompt_logprobs = kept_text(job, &s->logprobs, &ok);
         }
     } else {
-        bool ignored = false;
-        r->error_detail = keep_clean(job, r->error_detail, &s->text, &ignored);
+        r->error_detail = kept_clean(job, r->error_detail, &s->text, &ok);
     }
-    result_hash_output(r);
-    job->result = r;
-    return !s->json.failed && !s->logprobs.failed && !s->text.failed;
+    if (ok)
+        result_hash_output(r);
+    return ok;
+}
+
+bool result_render(struct job *job, const struct result_context *ctx, struct result_scratch *s)
+{
+    if (render(job, ctx, s))
+        return true;
+    job_drop_result(job); /* the next try needs the room */
+    return false;
 }
 
 bool result_refuse(struct job *job, const struct result_context *ctx, enum result_status status,
                    const char *code, const char *detail, int64_t now_wall_ns)
 {
     struct text scratch = {0};
-    bool ignored = false;
     struct result *r = begin_result(job, ctx, status, &scratch);
-    if (r) {
-        r->error_code = job_str(job, str_of(code));
-        r->error_detail = keep_clean(job, str_of(detail), &scratch, &ignored);
+    bool ok = r != NULL;
+    if (ok) {
+        r->error_code = kept(job, str_of(code), &ok);
+        r->error_detail = kept_clean(job, str_of(detail), &scratch, &ok);
         r->finished_ns = now_wall_ns;
         for (int32_t i = 0; i < job->n_prompts; i++)
             r->prompt_tokens += job->prompts[i].n;
         result_hash_output(r);
-        job->result = r;
     }
+    if (!ok)
+        job_drop_result(job);
     text_close(&scratch);
-    return r != NULL;
+    return ok;
 }

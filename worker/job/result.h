@@ -32,9 +32,10 @@ struct result_scratch {
 void result_scratch_close(struct result_scratch *s);
 
 /* job->result from finished choices; status ok, or failed when one of them failed. Memory is the
- * job's. False when memory is refused (try again). */
+ * job's. False when memory is refused, for whatever part of it (try again): job->result is NULL. */
 bool result_render(struct job *job, const struct result_context *ctx, struct result_scratch *s);
-/* job->result of a job that never ran: invalid (job->err says why), expired or cancelled. */
+/* job->result of a job that never ran: invalid (job->err says why), expired or cancelled. False as
+ * above. */
 bool result_refuse(struct job *job, const struct result_context *ctx, enum result_status status,
                    const char *code, const char *detail, int64_t now_wall_ns);
 

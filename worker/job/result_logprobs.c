@@ -12,6 +12,7 @@ static void add_token(struct text *t, const struct loaded_model *model, int32_t 
     char *at = text_room(scratch, raw.len * 3 + 1);
     if (at)
         scratch->len = utf8_repair(raw, at, raw.len * 3 + 1, &changed);
+    t->failed = t->failed || scratch->failed;
     text_json_str(t, text_view(scratch));
 }
 
