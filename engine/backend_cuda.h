@@ -40,5 +40,7 @@ int32_t backend_cuda_shared_rows(const struct backend *b);
 int backend_cuda_free_bytes(int device, int64_t *out, struct err *err) TR_MUSTCHECK;
 /* Name of the device ("NVIDIA H200"), "" when there is none. Borrowed for the process's life. */
 const char *backend_cuda_device_name(int device);
+/* Versions of cuBLASLt and of the CUDA runtime as loaded; 0 in a build without CUDA. */
+void backend_cuda_libraries(size_t *cublas_lt, int *runtime);
 
 #endif

@@ -70,6 +70,12 @@ const char *backend_cuda_device_name(int device)
     return "";
 }
 
+void backend_cuda_libraries(size_t *cublas_lt, int *runtime)
+{
+    *cublas_lt = 0;
+    *runtime = 0;
+}
+
 int cuda_measure_ceilings(struct cuda_ceilings *out, int device, struct err *err)
 {
     (void)out;

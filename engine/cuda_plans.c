@@ -23,6 +23,13 @@ struct plan_file {
     struct plan_record records[RECORDS_MAX];
 };
 
+void backend_cuda_libraries(size_t *cublas_lt, int *runtime)
+{
+    *cublas_lt = cublasLtGetVersion();
+    if (cudaRuntimeGetVersion(runtime) != cudaSuccess)
+        *runtime = 0;
+}
+
 static void key_of(const struct cuda_backend *b, char key[static KEY_BYTES])
 {
     struct cudaDeviceProp prop;

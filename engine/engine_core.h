@@ -48,6 +48,15 @@ int engine_cpu_open(struct engine **out, const struct engine_opts *opts,
                     struct err *err) TR_MUSTCHECK;
 int engine_cuda_open(struct engine **out, const struct engine_opts *opts,
                      struct err *err) TR_MUSTCHECK;
+/* Raised with every change after which a GPU may give other bits from the same model, card and
+ * libraries: a parked sequence must not go on with mixed ones, and rows tell who made them. */
+enum { CUDA_ARITHMETIC = 3 };
+struct cuda_build { /* what a GPU's bits hang on beside that */
+    const char *device, *family;
+    size_t cublas_lt; /* as cublasLtGetVersion and cudaRuntimeGetVersion count */
+    int runtime;
+};
+void engine_cuda_fingerprint(char *out, size_t cap, const struct cuda_build *b);
 /* engine_warm.c: a CUDA net's first use of everything, before the first request: GEMM plans of
  * every step size, kernels, graphs. */
 enum { ENGINE_CUDA_LOGITS = 1408 }; /* logit rows at once */

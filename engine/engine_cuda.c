@@ -169,6 +169,12 @@ static int net_open(struct cuda_net *n, const struct engine_opts *o, int32_t n_p
     return network_open(&n->network, o->model, n->backend, o->step_tokens, o->max_model_len, err);
 }
 
+void engine_cuda_fingerprint(char *out, size_t cap, const struct cuda_build *b)
+{
+    snprintf(out, cap, "cuda-v%d cublasLt-%zu cudart-%d %s %s", CUDA_ARITHMETIC, b->cublas_lt,
+             b->runtime, b->device, b->family);
+}
+
 int engine_cuda_open(struct engine **out, const struct engine_opts *opts, struct err *err)
 {
     struct engine_opts o = *opts;
@@ -191,8 +197,9 @@ int engine_cuda_open(struct engine **out, const struct engine_opts *opts, struct
                              .times = cuda_times,
                              .padded = cuda_padded,
                              .close = cuda_net_close};
-    snprintf(net.fingerprint, sizeof net.fingerprint, "cuda-v1 %s %s",
-             backend_cuda_device_name(o.device), c->family);
+    struct cuda_build build = {.device = backend_cuda_device_name(o.device), .family = c->family};
+    backend_cuda_libraries(&build.cublas_lt, &build.runtime);
+    engine_cuda_fingerprint(net.fingerprint, sizeof net.fingerprint, &build);
     const int64_t start_ns = clock_mono_ns(clock_system());
     rc = net_open(n, &o, n_pages, err);
     const int64_t loaded_ns = clock_mono_ns(clock_system());
