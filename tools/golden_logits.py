@@ -28,6 +28,8 @@ LENGTHS = {  # ids to run: past a sliding window, past yarn's original length, p
     "llama3-rope-fp32": 230,
     "mistral-window-fp32": 230,
     "qwen2-long-fp32": 1100,
+    "qwen2-heads-of-128-bf16": 1100,
+    "mistral-window-heads-of-64-bf16": 600,
 }
 EDGES = (48, 64, 128, 256, 512, 1024)
 

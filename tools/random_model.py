@@ -179,6 +179,30 @@ PRESETS = {
         "tied": True,
         "theta": 1000000.0,
     },
+    # The two below: head sizes that the CUDA engine takes, with qwen3-head-dim-bf16's 32.
+    "qwen2-heads-of-128-bf16": {
+        "family": "qwen2",
+        "layers": 2,
+        "hidden": 192,
+        "heads": 12,
+        "kv_heads": 2,
+        "head_dim": 128,
+        "intermediate": 256,
+        "vocab": 300,
+        "dtype": "bf16",
+    },
+    "mistral-window-heads-of-64-bf16": {
+        "family": "mistral",
+        "layers": 2,
+        "hidden": 128,
+        "heads": 7,
+        "kv_heads": 1,
+        "head_dim": 64,
+        "vocab": 270,
+        "dtype": "bf16",
+        "eps": 1e-5,
+        "config": {"sliding_window": 200},
+    },
 }
 
 # Real shapes for benchmarks, filled by repeated blocks.

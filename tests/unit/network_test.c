@@ -25,10 +25,13 @@ enum { POSITIONS = 1280, PAGES = POSITIONS / KV_PAGE_TOKENS, SLOTS = 3, SLOT = 1
 
 static char root[] = "/tmp/tranche_network_XXXXXX";
 static const char *const presets[] = {
-    "qwen2-untied-fp32",     "qwen2-odd-bf16",       "qwen2-window-fp32",
-    "qwen2-window-off-bf16", "qwen2-long-fp32",      "qwen3-head-dim-bf16",
-    "qwen3-yarn-fp32",       "llama3-rope-fp32",     "llama-biases-fp16",
-    "mistral-window-fp32",   "mistral-sharded-bf16", "llama-mqa-rope-parameters-bf16",
+    "qwen2-untied-fp32",       "qwen2-odd-bf16",
+    "qwen2-window-fp32",       "qwen2-window-off-bf16",
+    "qwen2-long-fp32",         "qwen3-head-dim-bf16",
+    "qwen3-yarn-fp32",         "llama3-rope-fp32",
+    "llama-biases-fp16",       "mistral-window-fp32",
+    "mistral-sharded-bf16",    "llama-mqa-rope-parameters-bf16",
+    "qwen2-heads-of-128-bf16", "mistral-window-heads-of-64-bf16",
 };
 
 struct golden {
