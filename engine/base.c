@@ -151,6 +151,13 @@ const struct clock *clock_system(void)
  * load and a page walk for every 64 lines read later. */
 enum { HUGE_PAGE = 2 << 20 };
 
+static _Thread_local int64_t refused;
+
+int64_t mem_refused(void)
+{
+    return refused;
+}
+
 void *mem_alloc(size_t count, size_t size)
 {
     size_t bytes, align = 64;
@@ -164,6 +171,8 @@ void *mem_alloc(size_t count, size_t size)
         madvise(ptr, bytes, MADV_HUGEPAGE); /* a wish: refusal changes nothing */
     if (ptr)
         memset(ptr, 0, bytes);
+    else
+        refused++;
     return ptr;
 }
 

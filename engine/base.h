@@ -106,6 +106,9 @@ static inline void clock_sleep_ns(const struct clock *c, int64_t ns)
 /* ---- memory taken at open: zeroed, aligned to 64 bytes, overflow-checked. Aborts never; NULL when
  * the system refuses. Free with mem_free. ---- */
 void *mem_alloc(size_t count, size_t size);
+/* How often the system has refused the calling thread so far. Where it has not moved, everything
+ * that was asked for in between is there. */
+int64_t mem_refused(void);
 void mem_free(void *ptr);
 
 /* Stable 64-bit hash (FNV-1a with a final mix): tables and tests, never security. */

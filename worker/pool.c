@@ -8,12 +8,14 @@
 #include "worker/monitor/metrics.h"
 
 enum { POOL_BATCH = 32 };
+static const int64_t TELL_NS = 10000000000;
 
 struct pool_thread {
     struct pool *pool;
     pthread_t thread;
     struct prepare_scratch prepare;
     struct result_scratch result;
+    int64_t wait_ns, told_ns; /* when memory is refused; told: mono, in the log */
 };
 struct pool {
     struct pool_opts opts;
@@ -21,7 +23,46 @@ struct pool {
     struct pool_thread threads[];
 };
 
-static void run_task(struct pool_thread *t, struct item *item)
+/* Memory is refused: not so fast. Renders, which free some, come between two tries. */
+static void pace(struct pool_thread *t, const struct job *job)
+{
+    int64_t now = clock_mono_ns(clock_system());
+    if (!t->told_ns || now - t->told_ns >= TELL_NS) {
+        LOG(LOG_WARN, "memory_refused", LOG_I("sequence", job->sequence));
+        t->told_ns = now;
+    }
+    t->wait_ns = TR_MIN(TR_MAX(t->wait_ns * 2, (int64_t)1000000), (int64_t)100000000);
+    clock_sleep_ns(clock_system(), t->wait_ns);
+}
+
+/* False: it could not be read, and stands in the queue again. */
+static bool prepare(struct pool_thread *t, struct item *item)
+{
+    const struct pool_opts *o = &t->pool->opts;
+    struct job *job = item->ptr;
+    if (item->kind == TASK_PREPARE_AGAIN) {
+        prepare_again(job, o->prepare, &t->prepare);
+    } else {
+        FAILPOINT("s3.before_prepare");
+        if (o->prepare->configs)
+            job->config = job_config_current(o->prepare->configs);
+        prepare_job(job, o->prepare, &t->prepare);
+        FAILPOINT("s3.after_prepare");
+    }
+    if (!job->unread && job->err.code != E_RETRY) {
+        t->wait_ns = 0;
+        return true;
+    }
+    pace(t, job);
+    if (!job->unread)
+        return true;
+    job_config_release(job->config);
+    job->config = NULL;
+    return !queue_push(o->tasks, item, 1);
+}
+
+/* False: it is not done. */
+static bool run_task(struct pool_thread *t, struct item *item)
 {
     const struct pool_opts *o = &t->pool->opts;
     struct job *job = item->ptr;
@@ -29,14 +70,9 @@ static void run_task(struct pool_thread *t, struct item *item)
     bool prepares = item->kind != TASK_RENDER;
     if (item->kind == TASK_PREPARE && queue_is_shut(o->tasks)) {
         /* Stopped: nobody will look at it. */
-    } else if (item->kind == TASK_PREPARE) {
-        FAILPOINT("s3.before_prepare");
-        if (o->prepare->configs)
-            job->config = job_config_current(o->prepare->configs);
-        prepare_job(job, o->prepare, &t->prepare);
-        FAILPOINT("s3.after_prepare");
-    } else if (item->kind == TASK_PREPARE_AGAIN) {
-        prepare_again(job, o->prepare, &t->prepare);
+    } else if (prepares) {
+        if (!prepare(t, item))
+            return false;
     } else {
         int64_t wait_ns = 1000000;
         FAILPOINT("s6.before_render");
@@ -50,6 +86,7 @@ static void run_task(struct pool_thread *t, struct item *item)
     metric_observe(METRIC_STAGE, prepares ? METRIC_STAGE_PREPARE : METRIC_STAGE_RENDER,
                    clock_mono_ns(clock_system()) - began_ns);
     item->kind = o->done[item->kind];
+    return true;
 }
 
 static void *pool_main(void *arg)
@@ -58,9 +95,11 @@ static void *pool_main(void *arg)
     struct item items[POOL_BATCH];
     size_t n;
     while ((n = queue_pop(t->pool->opts.tasks, items, POOL_BATCH, -1)) > 0) {
+        size_t done = 0;
         for (size_t i = 0; i < n; i++)
-            run_task(t, &items[i]);
-        queue_push(t->pool->opts.out, items, n);
+            if (run_task(t, &items[i]))
+                items[done++] = items[i];
+        queue_push(t->pool->opts.out, items, done);
     }
     return NULL;
 }

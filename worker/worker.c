@@ -11,7 +11,7 @@
 #include "worker/failpoint.h"
 #include "worker/monitor/metrics.h"
 
-static const int64_t TICK_NS = 100000000;
+static const int64_t TICK_NS = 100000000, MEMORY_WAIT_NS = 600000000000;
 
 void list_add(struct list *l, struct job *job)
 {
@@ -131,10 +131,30 @@ static void after_lookup(struct worker *w, struct job *job, const struct lookup 
     }
 }
 
+/* It could not be prepared; others will give memory back. Not for ever: on an endless queue there
+ * are always others. */
+static bool waits_for_memory(const struct worker *w, struct job *job)
+{
+    if (job->err.code != E_RETRY)
+        return false;
+    int64_t now = clock_mono_ns(w->opts.clock);
+    bool first = job->refused_ns == 0;
+    bool others = !worker_settled(w) || !worker_none_waits(w) || w->to_look_up.n > 0 ||
+                  w->lookup.busy || w->count.busy;
+    if (first)
+        job->refused_ns = now;
+    return first || (others && now - job->refused_ns < MEMORY_WAIT_NS);
+}
+
 void worker_go_on(struct worker *w, struct job *job)
 {
+    bool waits = waits_for_memory(w, job);
     if (atomic_load(&job->cut)) {
         worker_refuse_cut(w, job);
+    } else if (waits && w->draining) {
+        worker_wait(w, job); /* released with those that have not begun */
+    } else if (waits) {
+        worker_prepare_again(w, job);
     } else if (job->err.code) {
         bool ours = job->err.code != E_JOB;
         worker_refuse(w, job, ours ? RESULT_FAILED : RESULT_INVALID,

@@ -72,16 +72,21 @@ static struct known_config *remember(struct configuring *c, const char *revision
     return k;
 }
 
+void worker_prepare_again(struct worker *w, struct job *job)
+{
+    struct item item = {TASK_PREPARE_AGAIN, job};
+    w->configuring.again++;
+    queue_push(w->tasks, &item, 1);
+}
+
 /* False: this revision is not to be had. */
 static bool prepare_under(struct worker *w, struct job *job, struct job_config *config)
 {
-    struct item item = {TASK_PREPARE_AGAIN, job};
     if (!config)
         return false;
     job_config_release(job->config);
     job->config = job_config_hold(config);
-    w->configuring.again++;
-    queue_push(w->tasks, &item, 1);
+    worker_prepare_again(w, job);
     return true;
 }
 

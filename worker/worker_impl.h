@@ -185,7 +185,8 @@ void worker_park_close(struct worker *w);
 void worker_config_offer(struct worker *w, struct job_config *next);
 /* True: another revision is the job's, and it is to be prepared again; worker_go_on follows. */
 bool worker_pin(struct worker *w, struct job *job, const struct lookup *l);
-void worker_prepared_again(struct worker *w, struct job *job);
+void worker_prepare_again(struct worker *w, struct job *job);
+void worker_prepared_again(struct worker *w, struct job *job); /* and it goes on */
 void worker_config_step(struct worker *w);
 bool worker_config_answer(struct worker *w, const struct sink_call *c); /* one that went well */
 bool worker_config_busy(const struct worker *w);

@@ -83,6 +83,52 @@ static void a_job_that_never_finds_memory_has_its_row(void **state)
     assert_true(clock_mono_ns(clock_system()) - start < 60000000000); /* none waits for a flush */
 }
 
+/* Refused to the first prompts, while nothing is in flight yet: the ids of 5,000 bytes. */
+static void a_prompt_without_memory_is_prepared_again(void **state)
+{
+    (void)state;
+    enum { LONG = 5000, LONG_JOBS = 20 };
+    static char text[LONG_JOBS][LONG + 64];
+    static const char *lines[LONG_JOBS];
+    for (int i = 0; i < LONG_JOBS; i++) {
+        snprintf(text[i], sizeof text[i], "{\"id\":\"j%d\",\"prompt\":\"%0*d\"}", i, LONG / 2, i);
+        lines[i] = text[i];
+    }
+    struct setting set = {.lines = lines, .n = LONG_JOBS};
+    refuse(LONG * 2, LONG * 2 + 200, 0, 7);
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(LONG_JOBS);
+    assert_int_equal(summary.rows[RESULT_OK], LONG_JOBS);
+    assert_true(atomic_load(&refuse_seen) >= LONG_JOBS + 7);
+    refuse(LONG * 2, LONG * 2 + 200, 0, INT32_MAX); /* for ever: each has its row */
+    ask("DELETE FROM results");
+    ask("DELETE FROM partition_progress");
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(LONG_JOBS);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE error_code='no_memory'"), LONG_JOBS);
+}
+
+/* Refused to the copy of the request that its hash covers, of 3 KB. */
+static void a_message_without_memory_is_read_again(void **state)
+{
+    (void)state;
+    enum { LONG_JOBS = 20 };
+    static char text[LONG_JOBS][3200];
+    static const char *lines[LONG_JOBS];
+    for (int i = 0; i < LONG_JOBS; i++) {
+        snprintf(text[i], sizeof text[i], "{\"id\":\"j%d\",\"prompt\":\"%03000d\"}", i, i);
+        lines[i] = text[i];
+    }
+    struct setting set = {.lines = lines, .n = LONG_JOBS};
+    refuse(3008, 3200, 0, 7);
+    assert_int_equal(run(&set), E_OK);
+    expect_all_done(LONG_JOBS);
+    assert_int_equal(summary.rows[RESULT_OK], LONG_JOBS);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE custom_id LIKE 'j%' AND "
+                         "length(request) > 3000"),
+                     LONG_JOBS);
+}
+
 #define WITH_LARGE(test) cmocka_unit_test_setup_teardown(test, set_up_large, tear_down_large)
 
 int main(void)
@@ -92,6 +138,8 @@ int main(void)
         WITH_LARGE(a_job_above_the_cap_runs),
         WITH_LARGE(a_job_without_memory_waits_for_the_others),
         WITH_LARGE(a_job_that_never_finds_memory_has_its_row),
+        WITH_LARGE(a_prompt_without_memory_is_prepared_again),
+        WITH_LARGE(a_message_without_memory_is_read_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -75,14 +75,20 @@ void job_mark_result(struct job *job)
     job->before_result = job->chunks;
 }
 
-void job_drop_result(struct job *job)
+void job_drop_chunks(struct job *job, const struct job_chunk *mark)
 {
-    while (job->result && job->chunks != job->before_result) {
+    while (job->chunks != mark) {
         struct job_chunk *newest = job->chunks;
         job->chunks = newest->next;
         job->bytes -= sizeof *newest + newest->cap;
         mem_free(newest);
     }
+}
+
+void job_drop_result(struct job *job)
+{
+    if (job->result)
+        job_drop_chunks(job, job->before_result);
     job->result = NULL;
 }
 

@@ -77,6 +77,7 @@ struct job {
     struct str header_id,
         header_deadline; /* beside the message, for one that names none; or NULL */
     struct str place;    /* the same as members of a JSON object: "line":17 */
+    bool unread;         /* memory was refused in the parse: it is as the source gave it */
     bool passed_over;    /* beyond this run's share: acknowledged without a row */
     bool tombstone;      /* no job: it takes back those of its partition with its message_key */
     int32_t partition;
@@ -110,6 +111,7 @@ struct job {
     int32_t attempts;
     char pinned[REVISION_CAP]; /* the config revision of its first admission; "": none yet */
     bool parked;               /* the sink has states of it */
+    int64_t refused_ns;        /* mono: when memory was refused as it was prepared; 0: it was not */
     atomic_int cut; /* enum job_cut; the worker sets it, once, the engine's thread reads it */
     struct job *running_before, *running_behind; /* jobs with the engine; its thread's */
     struct job_choice *choices;                  /* [n_choices], from prepare_choices */
@@ -141,6 +143,8 @@ struct str job_str(struct job *job, struct str s);
  * before it stays. */
 void job_mark_result(struct job *job);
 void job_drop_result(struct job *job);
+/* Frees the chunks that came behind `mark`, which job->chunks was. */
+void job_drop_chunks(struct job *job, const struct job_chunk *mark);
 /* Never cut, however long it is. E_RETRY, and a NULL ptr, when refused. */
 int job_printf(struct job *job, struct str *out, const char *fmt, ...) TR_PRINTF(3, 4);
 

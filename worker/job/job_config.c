@@ -167,8 +167,8 @@ static int try_chat(struct job_config *c, const struct job_config_base *base,
         job->config = job_config_hold(c);
         prepare_job(job, base->prepare, scratch);
         bool plain = strcmp(job->err.type, "no_chat_template") == 0;
-        if (job->err.code == E_RETRY)
-            rc = err_set(err, E_RETRY, "%s", job->err.msg);
+        if (job->unread || job->err.code == E_RETRY)
+            rc = err_set(err, E_RETRY, "job config: no memory to check it");
         else if (job->err.code && !plain)
             rc = err_set(err, E_USAGE, "%s: a chat%s%s fails under it: %s",
                          base->dir ? base->dir : "settings", *batch ? " of batch " : "", batch,

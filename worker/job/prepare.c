@@ -352,8 +352,7 @@ static void prepare_completion(struct job *job, const struct prepare_context *ct
 }
 
 /* Behind the parse: parameters, prompts, limits. The document goes. */
-static void prepare_body(struct job *job, const struct prepare_context *ctx,
-                         struct prepare_scratch *s)
+static void read_body(struct job *job, const struct prepare_context *ctx, struct prepare_scratch *s)
 {
     const struct params_context *params = job->config ? &job->config->params : &ctx->params;
     if (job->err.code == 0)
@@ -374,11 +373,45 @@ static void prepare_body(struct job *job, const struct prepare_context *ctx,
     job->params.template_kwargs = NULL;
 }
 
+/* What is not whole goes again: a stop string or half a prompt less would be another job. */
+static void prepare_body(struct job *job, const struct prepare_context *ctx,
+                         struct prepare_scratch *s)
+{
+    struct job_chunk *mark = job->chunks;
+    int64_t before = mem_refused();
+    read_body(job, ctx, s);
+    if (mem_refused() == before)
+        return;
+    job_drop_chunks(job, mark);
+    job->params = (struct job_params){0};
+    job->params_json = (struct str){NULL, 0};
+    job->prompts = NULL;
+    job->n_prompts = 0;
+    job->err = (struct err){0};
+    err_set(&job->err, E_RETRY, "no memory to prepare it");
+}
+
+/* Nobody else knows the job yet. False: a key or hash of what there was would be another's. */
+static bool parse(struct job *job, const struct prepare_context *ctx, struct prepare_scratch *s)
+{
+    const struct job given = *job;
+    int64_t before = mem_refused();
+    job_parse(job, &ctx->defaults, &s->text);
+    if (mem_refused() == before)
+        return true;
+    json_decref(job->doc);
+    job_drop_chunks(job, given.chunks);
+    *job = given;
+    return false;
+}
+
 void prepare_job(struct job *job, const struct prepare_context *ctx, struct prepare_scratch *s)
 {
     if (job->tombstone)
         return;
-    job_parse(job, &ctx->defaults, &s->text);
+    job->unread = !parse(job, ctx, s);
+    if (job->unread)
+        return;
     job->passed_over = ctx->share > 0 && !share_takes(job->custom_id, ctx->share);
     if (!job->passed_over)
         prepare_body(job, ctx, s);

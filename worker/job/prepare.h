@@ -28,10 +28,12 @@ int prepare_scratch_open(struct prepare_scratch *s, const struct loaded_model *m
                          struct err *err) TR_MUSTCHECK;
 void prepare_scratch_close(struct prepare_scratch *s);
 
-/* Message -> prompts of ids and sampling, or job->err. The JSON document is gone afterwards. */
+/* Message -> prompts of ids and sampling, or job->err; E_RETRY: memory was refused, prepare_again
+ * may find it. Where it was refused earlier than that, job->unread is set and nothing else: it may
+ * come here again. The JSON document is gone afterwards. */
 void prepare_job(struct job *job, const struct prepare_context *ctx, struct prepare_scratch *s);
 
-/* Once more, under job->config, which is another one now. */
+/* Once more, under job->config, which may be another one now. */
 void prepare_again(struct job *job, const struct prepare_context *ctx, struct prepare_scratch *s);
 
 /* One engine request for each choice, with room for its output, before the job goes to the engine.
