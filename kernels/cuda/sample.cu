@@ -181,6 +181,8 @@ DEVICE int row_sample(const float *raw, float *adjusted, int v, const uint16_t *
     if (id < 0)
         id =
             sh.p.temperature < 1e-5f ? sh.row.top.id : row_choose(changed ? adjusted : raw, v, own);
+    if (id >= v)
+        return -1; /* nothing was kept: never an id that the next step embeds */
     *logprob = sh.p.n_top >= 0 ? raw[id] - greatest - log_sum : 0.f;
     return id;
 }

@@ -210,13 +210,14 @@ DEVICE bool keeps(best last, float value, int id)
  * it they do not. */
 struct edge {
     best last;
-    float below; /* the next number under last.value */
+    float below; /* the next number under last.value; -infinity has none and needs none */
     int group;   /* of last.id */
     METHOD explicit edge(best end) : last(end), group(end.id >> 6)
     {
         const int bits = __float_as_int(end.value);
-        below = end.value == 0.f ? __int_as_float(0x80000001)
-                                 : __int_as_float(end.value > 0.f ? bits - 1 : bits + 1);
+        below = end.value == -INFINITY ? -INFINITY
+                : end.value == 0.f     ? __int_as_float(0x80000001)
+                                       : __int_as_float(end.value > 0.f ? bits - 1 : bits + 1);
     }
     METHOD float least(int g) const
     {

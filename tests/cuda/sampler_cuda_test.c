@@ -351,6 +351,9 @@ static void cases_of(int v)
         {v, FLAT, 2.f, 0.6f, 0.95f, 0.f, 0, 4, true},
         {v, PEAKED, 2.f, 0.7f, 0.9f, 0.02f, 40, -1, true},
         {v, FLAT, 2.f, 0.f, 1.f, 0.f, 0, 0, true},
+        /* fewer finite values than top_k keeps: two are banned */
+        {v, FLAT, 2.f, 1.f, 1.f, 0.f, v - 1, -1, true},
+        {v, FLAT, 2.f, 1.f, 0.9f, 0.f, v - 1, 0, true},
     };
     for (size_t i = 0; i < TR_COUNT(wishes); i++)
         sampler_case(wishes[i], 2);
