@@ -240,8 +240,11 @@ __global__ void counts_kernel(uint16_t *counts, int v, const struct counts_cuda 
         row[j.ids[i]] = 0x8000; /* the same value from every writer */
     __syncthreads();
     if (threadIdx.x == 0) /* few: a parked sequence's own ids */
-        for (int i = 0; i < j.n_output; i++)
-            row[j.ids[j.n_prompt + i]]++;
+        for (int i = 0; i < j.n_output; i++) {
+            uint16_t *count = row + j.ids[j.n_prompt + i];
+            if ((*count & 0x7fff) < 0x7fff)
+                (*count)++;
+        }
 }
 
 extern "C" int counts_cuda(uint16_t *counts, int v, const struct counts_cuda *jobs, int n,

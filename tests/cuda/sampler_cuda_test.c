@@ -325,6 +325,28 @@ static void frequency_case(float temperature, float top_p, int top_k)
     free(params), free(tokens);
 }
 
+/* A history of more than 2^15 of one id: the count stays at its greatest, the prompt's bit stays.
+ */
+static void counts_case(void)
+{
+    enum { V = 8, MANY = 40000 };
+    int32_t *ids = calloc(MANY, sizeof *ids), *device = take(MANY * sizeof *ids);
+    uint16_t *counts = take(V * sizeof *counts), got[V] = {0};
+    struct counts_cuda job = {.ids = device, .n_prompt = 2, .n_output = MANY - 2}, *jobs;
+    jobs = take(sizeof *jobs);
+    for (int i = 0; i < MANY; i++)
+        ids[i] = i == 0 ? 3 : i == 1 ? 5 : i < 10 ? 6 : 3;
+    cudaMemcpy(device, ids, MANY * sizeof *ids, cudaMemcpyHostToDevice);
+    cudaMemcpy(jobs, &job, sizeof job, cudaMemcpyHostToDevice);
+    cudaDeviceSynchronize();
+    counts_cuda(counts, V, jobs, 1, 0);
+    cudaMemcpy(got, counts, sizeof got, cudaMemcpyDeviceToHost);
+    verdict(got[3] == 0xffff && got[5] == 0x8000 && got[6] == 8 && got[0] == 0,
+            "counts of a history: 0x7fff at most", got[3], 0xffff);
+    cudaFree(device), cudaFree(counts), cudaFree(jobs);
+    free(ids);
+}
+
 static void cases_of(int v)
 {
     const struct wish wishes[] = {
@@ -368,6 +390,7 @@ int main(int argc, char **argv)
         printf("FAIL %s\n", cudaGetErrorString(e));
         return 1;
     }
+    counts_case();
     cases_of(1000);
     unsound_case(1003);
     if (argc > 1 && strcmp(argv[1], "small") == 0)
