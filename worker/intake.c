@@ -109,12 +109,17 @@ static void tell(struct intake *in, enum event kind, const int32_t *partitions, 
     }
 }
 
-/* A copy of it, the worker's to free. */
+/* A copy of it, the worker's to free. Without memory the source ends: the next process finds the
+ * same, because nothing of it is on record. */
 static void hand_over(struct intake *in, enum event kind, const void *what, size_t size)
 {
     struct item item = {(int)kind, mem_alloc(1, size)};
-    if (!item.ptr)
+    struct err err = {0};
+    if (!item.ptr) {
+        (void)err_set(&err, E_FATAL, "source thread: no memory for a partition's news");
+        fail(in, &err);
         return;
+    }
     memcpy(item.ptr, what, size);
     if (!queue_push(in->opts.events, &item, 1))
         mem_free(item.ptr);

@@ -31,11 +31,12 @@ static void add_gap(struct worker *w, struct source_gap *gap)
     mem_free(gap);
 }
 
-/* Goes on record with the next transaction, and its first ack comes behind that. */
+/* Goes on record with the next transaction, and its first ack comes behind that. The source has
+ * nothing of the partition outstanding before it, so a position that stands lower moves up. */
 static void add_start(struct worker *w, struct source_start *start)
 {
     struct partition *part = &w->out.partitions[start->partition];
-    if (!part->used) {
+    if (!part->used || (!part->first && !part->held && part->position < start->position)) {
         part->used = true;
         part->position = start->position;
         if (!w->progress_ns)

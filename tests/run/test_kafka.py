@@ -361,6 +361,27 @@ def test_a_restored_database_that_knew_only_the_start(queue):
     assert_all(queue, 100)
 
 
+def test_what_expires_between_two_runs_is_on_record_whole(queue):
+    """Of more partitions than were ever told at once, and again before any of them had a job."""
+    n = 20
+    grow(queue, n)
+    queue.finish()
+    assert queue.rows("SELECT count(*) FROM partition_progress WHERE position = 0") == [(n,)]
+    everything = queue.folder / "everything.json"
+    everything.write_text(json.dumps({"version": 1, "partitions": [
+        {"topic": queue.topic, "partition": p, "offset": -1} for p in range(n)]}))
+    for lot in (3, 2):
+        for p in range(n):
+            queue.broker.produce(queue.topic, jobs(lot), "-p", str(p))
+        queue.broker.java("org.apache.kafka.tools.DeleteRecordsCommand", "--bootstrap-server",
+                          queue.broker.address, "--offset-json-file", str(everything))
+        queue.finish()
+    told = queue.rows("SELECT partition, from_position, to_position FROM lost_ranges")
+    assert sorted(told) == sorted((p, *r) for p in range(n) for r in ((0, 3), (3, 5)))
+    assert queue.rows("SELECT count(*) FROM partition_progress WHERE position = 5") == [(n,)]
+    assert queue.count() == 0
+
+
 def test_broker_restart_mid_run(queue):
     n = 2000
     queue.submit(jobs(n))

@@ -109,6 +109,75 @@ static void a_question_that_fails_behind_a_reset_is_asked_again(void **state)
     assert_int_equal(m.gaps, 0);
 }
 
+/* As much as the mock broker keeps and more: the log loses its beginning. */
+static void outgrow(const char *topic, int32_t partition)
+{
+    static char text[900000];
+    memset(text, 'x', sizeof text);
+    for (int i = 0; i < 8; i++)
+        assert_int_equal(
+            rd_kafka_producev(m.rk, RD_KAFKA_V_TOPIC(topic), RD_KAFKA_V_PARTITION(partition),
+                              RD_KAFKA_V_VALUE(text, sizeof text),
+                              RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY), RD_KAFKA_V_END),
+            0);
+    assert_int_equal(rd_kafka_flush(m.rk, 60000), 0);
+}
+
+static int64_t beginning(const char *topic, int32_t partition)
+{
+    int64_t low, high;
+    assert_int_equal(rd_kafka_query_watermark_offsets(m.rk, topic, partition, &low, &high, 20000),
+                     RD_KAFKA_RESP_ERR_NO_ERROR);
+    return low;
+}
+
+/* The gap, and where reading goes on: on record together. */
+static void assert_told(int gap, int start, int32_t partition, int64_t from, int64_t to)
+{
+    assert_int_equal(m.gap[gap].partition, partition);
+    assert_int_equal(m.gap[gap].from, from);
+    assert_int_equal(m.gap[gap].to, to);
+    assert_int_equal(m.start[start].partition, partition);
+    assert_int_equal(m.start[start].position, to);
+}
+
+static void every_partition_that_expired_is_told(void **state)
+{
+    enum { PARTITIONS = 20 };
+    (void)state;
+    rd_kafka_mock_topic_create(m.cluster, "u", PARTITIONS, 1);
+    snprintf(m.url, sizeof m.url, "kafka://%s/u", rd_kafka_mock_cluster_bootstraps(m.cluster));
+    for (int32_t p = 0; p < PARTITIONS; p++)
+        outgrow("u", p);
+    m.from = 0;
+    assert_int_equal(open_source(), E_OK);
+    int64_t until = clock_mono_ns(clock_system()) + 60 * SECOND;
+    while (m.gaps < PARTITIONS && clock_mono_ns(clock_system()) < until)
+        assert_int_not_equal(turn(0), E_FATAL);
+    assert_int_equal(m.gaps, PARTITIONS);
+    assert_int_equal(m.starts, PARTITIONS);
+    for (int32_t p = 0; p < PARTITIONS; p++)
+        assert_told(p, p, p, 0, beginning("u", p));
+}
+
+static void what_expires_while_paused_is_told(void **state)
+{
+    (void)state;
+    assert_int_equal(open_source(), E_OK);
+    int64_t until = clock_mono_ns(clock_system()) + 60 * SECOND;
+    while (!kafka_of(m.source)->paused && clock_mono_ns(clock_system()) < until)
+        turn_for(0.2, partition()->started ? 0 : MESSAGES);
+    assert_true(kafka_of(m.source)->paused);
+    outgrow("t", 0);
+    int64_t low = beginning("t", 0);
+    assert_true(low > 0);
+    turn_until((int)(8 - low), 60);
+    assert_int_equal(m.gaps, 1);
+    assert_int_equal(m.starts, 2); /* the first: nothing was on record */
+    assert_told(0, 1, 0, 0, low);
+    assert_int_equal(m.jobs[0]->from_position, low);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -116,6 +185,8 @@ int main(void)
         MOCKED(a_message_that_is_refused_memory_is_not_passed_over),
 #endif
         MOCKED(a_question_that_fails_behind_a_reset_is_asked_again),
+        MOCKED(every_partition_that_expired_is_told),
+        MOCKED(what_expires_while_paused_is_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

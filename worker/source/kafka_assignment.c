@@ -221,19 +221,36 @@ void kafka_mind_revocation(struct source_kafka *k)
 
 /* ---- where to start ---- */
 
+/* One that goes on where the partition's last one ends is the same. */
 static void add_gap(struct source_kafka *k, int32_t partition, int64_t from, int64_t to)
 {
     struct source_gap gap = {partition, from, to, "retention"};
+    for (int32_t i = 0; i < k->news.n_gaps; i++) {
+        struct source_gap *g = &k->news.gaps[i];
+        if (g->partition == partition && g->from <= from && from <= g->to) {
+            g->to = TR_MAX(g->to, to);
+            return;
+        }
+    }
     if (k->news.n_gaps < SOURCE_GAPS_MAX)
         k->news.gaps[k->news.n_gaps++] = gap;
+    else
+        LOG(LOG_ERROR, "messages_lost", LOG_I("partition", partition), LOG_I("from", from),
+            LOG_I("to", to), LOG_S("reason", "retention; not on record, too many at once"));
 }
 
-/* Nothing on record: where this begins is written down before anything is acknowledged, so that a
- * database restored to a time between the two does not take the group's offset for its own. */
+/* Nothing on record, or a gap before it: where this begins is written down before anything is
+ * acknowledged, so that a database restored to a time between the two does not take the group's
+ * offset for its own, and that a gap is not met again, longer, under its old beginning. */
 static void note_start(struct source_kafka *k, int32_t partition, int64_t position)
 {
-    if (k->news.n_started < SOURCE_PARTITIONS_MAX)
-        k->news.started[k->news.n_started++] = (struct source_start){partition, position};
+    struct source_start *started = k->news.started;
+    int32_t i = 0;
+    while (i < k->news.n_started && started[i].partition != partition)
+        i++;
+    if (i == k->news.n_started)
+        k->news.n_started++;
+    started[i] = (struct source_start){partition, position};
 }
 
 /* The watermark where there is one, else the group's offset, else the first message. A watermark
@@ -245,7 +262,8 @@ static void choose_start(struct source_kafka *k, int32_t partition, int64_t comm
     struct kafka_partition *p = &k->partitions[partition];
     int64_t at = p->start >= 0 ? p->start : committed >= 0 ? committed : low;
     p->ahead = p->start >= 0 && committed > p->start ? committed : -1;
-    if (at < low) {
+    bool gap = at < low;
+    if (gap) {
         add_gap(k, partition, at, low);
         at = low;
     }
@@ -258,7 +276,7 @@ static void choose_start(struct source_kafka *k, int32_t partition, int64_t comm
     p->ended = false;
     k->idle_ns = k->claimed_ns = clock_mono_ns(k->clock); /* the questions took their time */
     kafka_watermark_start(&p->watermark, at);
-    if (p->start < 0 && !p->refused)
+    if ((p->start < 0 || gap) && !p->refused)
         note_start(k, partition, at);
     LOG(LOG_INFO, "partition_start", LOG_I("partition", partition), LOG_I("position", at),
         LOG_I("log_end", high));
@@ -281,14 +299,15 @@ static int assign_now(struct source_kafka *k, struct err *err)
     rd_kafka_resp_err_t code = rd_kafka_committed(k->rk, list, ANSWER_MS);
     if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
         return unanswered(k, code, "the group's offsets", err);
+    int64_t low[SOURCE_PARTITIONS_MAX], high[SOURCE_PARTITIONS_MAX];
     for (int i = 0; i < list->cnt; i++) {
-        int64_t low, high;
-        code = rd_kafka_query_watermark_offsets(k->rk, k->topic, list->elems[i].partition, &low,
-                                                &high, ANSWER_MS);
+        code = rd_kafka_query_watermark_offsets(k->rk, k->topic, list->elems[i].partition, &low[i],
+                                                &high[i], ANSWER_MS);
         if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
             return unanswered(k, code, "the log's ends", err);
-        choose_start(k, list->elems[i].partition, list->elems[i].offset, low, high);
     }
+    for (int i = 0; i < list->cnt; i++) /* once only: a gap is told once */
+        choose_start(k, list->elems[i].partition, list->elems[i].offset, low[i], high[i]);
     go = rd_kafka_topic_partition_list_new(list->cnt);
     for (int i = 0; i < list->cnt; i++) {
         struct kafka_partition *p = &k->partitions[list->elems[i].partition];
@@ -379,6 +398,8 @@ int kafka_start_again(struct source_kafka *k, int32_t partition, struct err *err
     if (at < low) {
         add_gap(k, partition, at, low);
         kafka_watermark_end(&p->watermark, low);
+        if (p->watermark.n == 0) /* else the worker's own watermark moves with those rows */
+            note_start(k, partition, low);
     }
     fetch_again(k, partition);
     return E_OK;

@@ -12,7 +12,11 @@
 /* Type of an E_FATAL that the next process would meet too: a right, a position, a protocol. (Not a
  * login: secrets are read anew; not a member that was fenced.) */
 #define SOURCE_REFUSED "source_refused"
-enum { SOURCE_CLAIM_MAX = 256, SOURCE_PARTITIONS_MAX = 256, SOURCE_GAPS_MAX = 16 };
+enum {
+    SOURCE_CLAIM_MAX = 256,
+    SOURCE_PARTITIONS_MAX = 256,
+    SOURCE_GAPS_MAX = SOURCE_PARTITIONS_MAX
+};
 
 struct source_budget {
     int64_t rows, bytes; /* what may still be claimed; one message is always given where rows > 0 */
@@ -23,7 +27,8 @@ struct source_gap {
     int64_t from, to;
     const char *reason; /* static */
 };
-/* Where a partition begins of which the sink had nothing on record. */
+/* Where a partition begins of which the sink had nothing on record, or of which a gap goes before
+ * it: a watermark in front of a gap on record would make the next gap begin where that one does. */
 struct source_start {
     int32_t partition;
     int64_t position;
