@@ -154,7 +154,7 @@ struct cuda_backend {
     uint16_t *counts;
     int32_t n_history, n_histories; /* of the step: ids, sequences */
     float *logits, *scratch, *partial;
-    int64_t logits_stride;
+    int64_t logits_stride, logits_rows; /* of logits and of scratch: a bucket's rows */
     struct fused fused[FUSED_MAX];
     int n_fused;
     void *proof[2]; /* where plan_prove's products go; taken with the first plan */

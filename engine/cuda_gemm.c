@@ -305,8 +305,9 @@ static struct plan *plan_get(struct cuda_backend *b, const struct product *on, i
     /* At least 256 rows, which every buffer has: at K = 8,960 and up to 64 rows most candidates sum
      * in another order, and an engine of small steps must give the bits of any other. */
     const int64_t widest_m = kind == LINEAR_LOGITS
-                                 ? cuda_gemm_rows(b->opts.logits_cap)
+                                 ? b->logits_rows
                                  : TR_MAX(cuda_gemm_rows(b->opts.rows_cap), WIDEST_ROWS_MIN);
+    CHECK(m <= widest_m); /* the operands' blocks have no more rows */
     struct plan *widest = plan_find(b, n, k, widest_m, kind);
     if (!widest)
         widest = plan_add(b, on, widest_m, kind, NULL, err);

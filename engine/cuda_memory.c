@@ -140,10 +140,11 @@ static int take_memory(struct cuda_backend *b, struct err *err)
     const struct backend_opts *o = &b->opts;
     const int64_t page = (int64_t)2 * o->n_kv_heads * KV_PAGE_TOKENS * o->head_dim;
     const int64_t tables = (int64_t)o->slots * o->pages_per_slot;
-    const int64_t logits = (o->logits_cap + 63) / 64 * 64;
+    const int64_t logits = cuda_gemm_rows(o->logits_cap);
     int rc;
     b->kv_layer_elements = page * o->n_pages;
     b->logits_stride = (o->vocab_size + 7) / 8 * 8;
+    b->logits_rows = logits;
     b->spans_cap = (int64_t)o->rows_cap * o->n_kv_heads + cuda_decode_workers(b);
     b->deltas_cap = tables;
 #define TAKE(field, bytes, account, what)                                                          \

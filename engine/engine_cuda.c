@@ -86,7 +86,7 @@ static int64_t other_bytes(const struct engine_opts *o, const struct model_confi
     const int64_t row = 2 * (2 * (int64_t)c->hidden + qkv + (int64_t)c->n_heads * c->head_dim +
                              3 * (int64_t)c->inner) +
                         2 * TR_MAX(2 * (int64_t)c->inner, qkv);
-    const int64_t logits = TR_MIN(o->step_tokens, ENGINE_CUDA_LOGITS) + 64;
+    const int64_t logits = cuda_gemm_rows(TR_MIN(o->step_tokens, ENGINE_CUDA_LOGITS));
     return rows * row + logits * (c->vocab_size + 8) * 8 + (int64_t)o->slots * c->vocab_size * 2 +
            (int64_t)o->max_model_len * c->head_dim * 6 + (INT64_C(1) << 30);
 }
