@@ -1,7 +1,7 @@
 /* The product with SwiGLU in its epilogue: beside the CPU, and bit for bit beside cuBLASLt's
  * product and swiglu_cuda; each row the same at every step size and at another place. With "bench":
  * times. Needs a Hopper GPU; a plain program. Exit 0: all held. usage: gemm_cuda_test [small |
- * bench] */
+ * fused | bench] (fused: that kernel alone, for compute-sanitizer) */
 #include <cuda_runtime.h>
 #include <math.h>
 #include <stdio.h>
@@ -275,7 +275,10 @@ int main(int argc, char **argv)
         struct rig r;
         rig_open(&r, shapes[i][0], shapes[i][1]);
         cpu_case(&r, 130);
-        same_case(&r);
+        if (argc > 1 && strcmp(argv[1], "fused") == 0)
+            cpu_case(&r, 700);
+        else
+            same_case(&r);
         rig_close(&r);
     }
     printf("%d passed, %d failed\n", passed, failed);
