@@ -269,6 +269,7 @@ int backend_cuda_open(struct backend **out, const struct backend_opts *opts, int
     b->device = device;
     b->n_records = -1;
     b->n_sms = prop.multiProcessorCount;
+    b->hopper = prop.major == 9;
     cudaError_t e = cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking);
     if (e == cudaSuccess)
         e = cudaStreamCreateWithFlags(&b->up, cudaStreamNonBlocking);

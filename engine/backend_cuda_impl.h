@@ -23,10 +23,11 @@ enum {
     GRAPH_ROWS_MAX = 32, /* of a step that runs as a graph */
     LOAD_EVENTS = 16,
     DEVICES_MAX = 64,
-    PLAN_RULE = 2, /* raised when plan_prove asks for more: plans kept by older builds are void */
+    PLAN_RULE = 3, /* raised when plans are chosen otherwise: those kept by older builds are void */
     OWNED_MAX = 8192,
     CANDIDATES = 16,
     FUSED_MAX = 8,              /* shapes of gate_up, one a model */
+    THIN_MAX = 32,              /* shapes and forms of products of few rows */
     WORKSPACE_BYTES = 32 << 20, /* what NVIDIA recommends for Hopper */
     BLOCK_TABLE_DELTAS_PER_ROW = 2,
     TILE_ROWS = 128,       /* packed rows of one tile of the attention tile kernel */
@@ -51,8 +52,10 @@ struct plan { /* one GEMM shape */
     cublasLtMatrixLayout_t a, b, c;
     cublasLtMatmulAlgo_t algo, candidates[CANDIDATES];
     int n_candidates, chosen;
-    bool widest; /* of its shape: the others are compared with it */
-    bool proven; /* its bits for every row are those of the widest bucket */
+    bool widest;    /* of its shape: the others are compared with it */
+    bool proven;    /* its bits for every row are those of the widest bucket */
+    double us;      /* measured; 0: it was not */
+    int64_t run_as; /* rows of the plan to take instead, a wider one that is faster; 0: this one */
 };
 enum linear_kind { LINEAR_PLAIN, LINEAR_BIAS, LINEAR_RESIDUAL, LINEAR_LOGITS };
 
@@ -73,6 +76,7 @@ struct step_block {
 struct plan_record { /* of the plan cache: what was chosen for a shape, and the verdict */
     int64_t n, k, m;
     int32_t kind, widest, proven, chosen;
+    int64_t run_as;
     cublasLtMatmulAlgo_t algo;
 };
 
@@ -122,6 +126,12 @@ struct fused { /* a shape's product with SwiGLU in its epilogue */
     bool proven;
 };
 
+struct thin { /* a product of few rows: by gemm_thin_cuda? */
+    int64_t n, k;
+    int kind, form;
+    bool chosen;
+};
+
 struct slot_history { /* what the counts row of a slot stands for */
     const int32_t *prompt, *output;
     int32_t n_output;
@@ -131,6 +141,7 @@ struct cuda_backend {
     struct backend base;
     struct backend_opts opts;
     int device, n_sms;
+    bool hopper; /* compute capability 9.0: kernels with wgmma and the tensor copy engine run */
     cudaStream_t stream, up;
     cudaEvent_t loads[LOAD_EVENTS], tune[2];
     struct graph graphs[GRAPHS_MAX];
@@ -157,6 +168,8 @@ struct cuda_backend {
     int64_t logits_stride, logits_rows; /* of logits and of scratch: a bucket's rows */
     struct fused fused[FUSED_MAX];
     int n_fused;
+    struct thin thin[THIN_MAX];
+    int n_thin;
     void *proof[2]; /* where plan_prove's products go; taken with the first plan */
     int32_t *differ;
     int64_t widest_n; /* of the weights that are no head */
@@ -222,6 +235,13 @@ struct product { /* operands of one GEMM */
     const void *bias, *residual; /* or NULL */
 };
 void cuda_gemm(struct cuda_backend *b, void *out, const struct product *on, int kind, int64_t rows);
+/* The same by cuBLASLt alone. */
+void cuda_gemm_planned(struct cuda_backend *b, void *out, const struct product *on, int kind,
+                       int64_t rows);
+/* The product by its plan into a block that no step uses, for a comparison; *other: a second such
+ * block, as large. False: it failed, and the step's end tells. */
+bool cuda_gemm_for_proof(struct cuda_backend *b, const struct product *on, int kind, int64_t rows,
+                         void **made, void **other);
 void cuda_gemm_close(struct cuda_backend *b);
 
 /* cuda_swiglu.c: the product with SwiGLU in its epilogue: whether it is the better one for these
@@ -229,6 +249,10 @@ void cuda_gemm_close(struct cuda_backend *b);
 bool cuda_swiglu_fits(const struct cuda_backend *b, const struct weight *w, int64_t rows);
 bool cuda_swiglu_proven(struct cuda_backend *b, struct buffer *out, struct buffer *gate_up,
                         const struct buffer *x, const struct weight *w);
+
+/* cuda_thin.c: the product of few rows in a kernel that streams the weights, if it has the plan's
+ * bits and is faster; false: not done. */
+bool cuda_thin(struct cuda_backend *b, void *out, const struct product *on, int kind, int64_t rows);
 
 /* cuda_attention.c: the attention kernels' work lists of a step, into h. */
 int64_t cuda_tiles_cap(const struct backend_opts *o);

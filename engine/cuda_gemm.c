@@ -4,7 +4,7 @@
 #include "engine/backend_cuda_impl.h"
 #include "engine/log.h"
 
-enum { TIMED_RUNS = 3, FLUSH_BYTES = 160 << 20, WIDEST_ROWS_MIN = 256 };
+enum { TIMED_RUNS = 3, FLUSH_BYTES = 160 << 20, WIDEST_ROWS_MIN = 256, WIDER_ROWS = 256 };
 
 int32_t backend_cuda_rows_below(int32_t m)
 {
@@ -161,7 +161,7 @@ static cudaError_t candidate_time(struct cuda_backend *b, struct plan *p, void *
  * comes through. The others take the first that is proven: timing all would cost the start 3 s. */
 static bool is_timed(const struct plan *p)
 {
-    static const int64_t widths[] = {16, 32, 64, 128, 256, 512, 1024};
+    static const int64_t widths[] = {16, 32, 64, 128, 192, WIDER_ROWS, 512, 1024};
     bool timed = p->widest;
     for (size_t i = 0; i < TR_COUNT(widths); i++)
         timed = timed || p->m == widths[i];
@@ -197,6 +197,7 @@ static int plan_prove(struct cuda_backend *b, struct plan *p, void *against, voi
         p->proven = true;
     }
     p->algo = p->candidates[p->chosen];
+    p->us = best * 1e3;
     LOG(LOG_DEBUG, "cuda_gemm_plan", LOG_I("m", p->m), LOG_I("n", p->n), LOG_I("k", p->k),
         LOG_I("kind", p->kind), LOG_I("candidates", p->n_candidates), LOG_I("chosen", p->chosen),
         LOG_I("proven", p->proven), LOG_F("first_us", at_first * 1e3), LOG_F("us", best * 1e3));
@@ -259,6 +260,7 @@ static bool plan_from_cache(struct cuda_backend *b, struct plan *p)
     p->algo = r->algo;
     p->chosen = r->chosen;
     p->proven = r->proven;
+    p->run_as = r->run_as;
     return true;
 }
 
@@ -297,7 +299,23 @@ static struct plan *plan_add(struct cuda_backend *b, const struct product *on, i
     return p;
 }
 
-/* The plan for m rows, or that of the next wider bucket that is proven. */
+/* Up to 256 rows the weights are what takes the time, and the plans of few rows that sum as the
+ * wide ones do may leave most of the card idle (K 8,960, H100: 43 us at 64 rows, 18 at 256): then
+ * the rows run as 256, which every buffer has. */
+static bool run_wider(struct cuda_backend *b, const struct product *on, struct plan *p,
+                      struct plan *widest, struct err *err)
+{
+    if (!p->proven || p->us == 0 || p->m >= WIDER_ROWS || p->kind == LINEAR_LOGITS)
+        return true;
+    struct plan *wider = plan_find(b, p->n, p->k, WIDER_ROWS, p->kind);
+    if (!wider)
+        wider = plan_add(b, on, WIDER_ROWS, p->kind, widest, err);
+    if (wider && wider->proven && wider->us > 0 && wider->us < 0.9 * p->us)
+        p->run_as = WIDER_ROWS;
+    return wider != NULL;
+}
+
+/* The plan for m rows, or that of a wider bucket: the next that is proven, or a faster one. */
 static struct plan *plan_get(struct cuda_backend *b, const struct product *on, int64_t m, int kind,
                              struct err *err)
 {
@@ -311,17 +329,22 @@ static struct plan *plan_get(struct cuda_backend *b, const struct product *on, i
     struct plan *widest = plan_find(b, n, k, widest_m, kind);
     if (!widest)
         widest = plan_add(b, on, widest_m, kind, NULL, err);
-    for (; widest && m < widest_m; m = cuda_gemm_rows(m + 1)) {
+    while (widest && m < widest_m) {
         struct plan *p = plan_find(b, n, k, m, kind);
-        if (!p)
+        if (!p) {
             p = plan_add(b, on, m, kind, widest, err);
-        if (!p || p->proven)
+            if (!p || !run_wider(b, on, p, widest, err))
+                return NULL;
+        }
+        if (p->proven && !p->run_as)
             return p;
+        m = p->run_as ? p->run_as : cuda_gemm_rows(m + 1);
     }
     return widest;
 }
 
-void cuda_gemm(struct cuda_backend *b, void *out, const struct product *on, int kind, int64_t rows)
+void cuda_gemm_planned(struct cuda_backend *b, void *out, const struct product *on, int kind,
+                       int64_t rows)
 {
     struct err err = {0};
     struct plan *p = plan_get(b, on, cuda_gemm_rows(rows), kind, &err);
@@ -331,6 +354,28 @@ void cuda_gemm(struct cuda_backend *b, void *out, const struct product *on, int 
     } else if (plan_run(b, p, out, on) != CUBLAS_STATUS_SUCCESS) {
         cuda_launched(b, (int)cudaErrorLaunchFailure);
     }
+}
+
+void cuda_gemm(struct cuda_backend *b, void *out, const struct product *on, int kind, int64_t rows)
+{
+    if (!cuda_thin(b, out, on, kind, rows))
+        cuda_gemm_planned(b, out, on, kind, rows);
+}
+
+bool cuda_gemm_for_proof(struct cuda_backend *b, const struct product *on, int kind, int64_t rows,
+                         void **made, void **other)
+{
+    struct err err = {0};
+    bool ran = true;
+    struct plan *p = plan_get(b, on, cuda_gemm_rows(rows), kind, &err);
+    if (!p || proof_blocks(b, kind, made, other, &err) < 0) {
+        LOG(LOG_ERROR, "cuda_gemm", LOG_S("why", err.msg));
+        cuda_launched(b, (int)cudaErrorNotSupported);
+        return false;
+    }
+    const cudaError_t e = run_for_proof(b, p, *made, on, &ran);
+    cuda_launched(b, (int)(e != cudaSuccess || ran ? e : cudaErrorLaunchFailure));
+    return e == cudaSuccess && ran;
 }
 
 void cuda_gemm_close(struct cuda_backend *b)

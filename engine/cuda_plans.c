@@ -110,8 +110,8 @@ static int fill(const struct cuda_backend *b, struct plan_file *file)
     int n = 0;
     for (; n < b->n_plans; n++) {
         const struct plan *p = &b->plans[n];
-        file->records[n] = (struct plan_record){p->n,      p->k,      p->m,      p->kind,
-                                                p->widest, p->proven, p->chosen, p->algo};
+        file->records[n] = (struct plan_record){p->n,      p->k,      p->m,      p->kind, p->widest,
+                                                p->proven, p->chosen, p->run_as, p->algo};
     }
     /* What other models on this card left there stays. */
     for (int i = 0; i < b->n_records && n < RECORDS_MAX; i++) {

@@ -67,6 +67,17 @@ int swiglu_cuda(bf16 *out, const bf16 *gate_up, int t, int f, void *stream);
 int gemm_swiglu_cuda(bf16 *out, const bf16 *x, const bf16 *w, int t, int f, int k, int n_sms,
                      void *stream);
 
+/* out[rows, n] = round(x . w^T + bias), and with a residual round(that + residual), for at most
+ * THIN_ROWS_MAX rows. bias [n] and residual [rows, n] may be null, residual may be out; n is a
+ * multiple of 16, k of 64. May start, and read w, before the launch ahead of it has ended. */
+enum { THIN_ROWS_MAX = 64 };
+struct thin_product {
+    const bf16 *bias, *residual;
+    int32_t rows, n, k;
+};
+int gemm_thin_cuda(bf16 *out, const bf16 *x, const bf16 *w, const struct thin_product *p,
+                   void *stream);
+
 struct rope_cuda {
     bf16 *qkv, *kv;                         /* [t, (H+2G)*Dh]; this layer's arena */
     const float *cos_sin, *q_norm, *k_norm; /* as struct rope_args */

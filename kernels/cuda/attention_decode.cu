@@ -442,6 +442,8 @@ __global__ void __launch_bounds__(THREADS, 2) decode_kernel(struct attention_cud
                      threadIdx.x / STAGES % 2 == 0 ? 1 : 32);
     fence_async_shared();
     __syncthreads();
+    grid_start_next();
+    grid_wait();
     if (warp >= PAIRS) {
         registers_give<24>();
         if ((threadIdx.x & 31) == 0)
@@ -461,8 +463,7 @@ template <int DH> static int decode_launch(const struct attention_cuda *a, int g
     cudaError_t e = shared_memory_allow(decode_kernel<DH>, bytes, ready);
     if (e != cudaSuccess)
         return (int)e;
-    decode_kernel<DH><<<grid, THREADS, bytes, s>>>(*a);
-    return (int)cudaGetLastError();
+    return (int)launch_early(decode_kernel<DH>, (unsigned)grid, THREADS, bytes, s, *a);
 }
 
 extern "C" int attention_decode_cuda(const struct attention_cuda *a, int head_dim, int grid,

@@ -1,6 +1,7 @@
 /* attention_merge: decode rows that were cut over several warps: their partial states into out,
  * left to right within a block of keys, then blocks left to right. A CTA a head, a thread a dim. */
 #include "attention.cuh"
+#include "device.cuh"
 #include "kernels/kernels_cuda.h"
 
 enum {
@@ -78,6 +79,8 @@ template <int DH> __global__ void __launch_bounds__(DH) merge_kernel(struct atte
     float ahead[AHEAD];
     greatest m;
     sums o, l;
+    grid_start_next();
+    grid_wait();
     values_read<DH>(ahead, from, 0, item.w);
 #pragma unroll 1
     for (int first = 0; first < item.w; first += ROUND) {
@@ -122,8 +125,7 @@ template <int DH> __global__ void __launch_bounds__(DH) merge_kernel(struct atte
 template <int DH> static int merge_launch(const struct attention_cuda *a, int n, cudaStream_t s)
 {
     const unsigned group = (unsigned)(a->n_heads / a->n_kv_heads);
-    merge_kernel<DH><<<dim3((unsigned)n, group), DH, 0, s>>>(*a);
-    return (int)cudaGetLastError();
+    return (int)launch_early(merge_kernel<DH>, dim3((unsigned)n, group), DH, 0, s, *a);
 }
 
 extern "C" int attention_merge_cuda(const struct attention_cuda *a, int head_dim, int n_merges,

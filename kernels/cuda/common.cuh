@@ -109,6 +109,21 @@ DEVICE void bulk_load(uint32_t dst, const void *src, uint32_t bytes, uint32_t ba
                  : "memory");
 }
 
+/* Programmatic dependent launch: what was launched behind this kernel to start early (launch_early)
+ * may do so; and a kernel so launched waits here until all before it has ended and can be read. */
+DEVICE void grid_start_next()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+DEVICE void grid_wait()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+
 /* Ordinary shared stores before this are visible to bulk copies issued after it. */
 DEVICE void fence_async_shared()
 {

@@ -22,4 +22,24 @@ template <typename K> cudaError_t shared_memory_allow(K *kernel, int bytes, once
     return e;
 }
 
+/* Launches a kernel that may start before the one ahead of it in the stream has ended: as soon as
+ * that one says grid_start_next(), or ends. It calls grid_wait() before it touches what others
+ * write. */
+template <typename... P, typename... A>
+cudaError_t launch_early(void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared,
+                         cudaStream_t stream, A... arguments)
+{
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, kernel, P(arguments)...);
+}
+
 #endif

@@ -1,6 +1,7 @@
 /* elementwise: embedding gather, SwiGLU (Shazeer 2020), block-table updates: one 16-byte piece a
  * thread. */
 #include "common.cuh"
+#include "device.cuh"
 #include "kernels/kernels_cuda.h"
 
 enum { THREADS = 256 };
@@ -21,6 +22,8 @@ __global__ void embed_kernel(bf16 *out, const bf16 *table, const int32_t *tokens
 __global__ void swiglu_kernel(bf16 *out, const bf16 *gate_up, int64_t pieces, int row_pieces)
 {
     const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    grid_start_next();
+    grid_wait();
     if (i >= pieces)
         return;
     const int64_t row = i / row_pieces, c = i % row_pieces;
@@ -49,9 +52,8 @@ extern "C" int swiglu_cuda(__nv_bfloat16 *out, const __nv_bfloat16 *gate_up, int
                            void *stream)
 {
     const int64_t pieces = (int64_t)t * (f / 8);
-    swiglu_kernel<<<(unsigned)((pieces + THREADS - 1) / THREADS), THREADS, 0,
-                    (cudaStream_t)stream>>>(out, gate_up, pieces, f / 8);
-    return (int)cudaGetLastError();
+    return (int)launch_early(swiglu_kernel, (unsigned)((pieces + THREADS - 1) / THREADS), THREADS,
+                             0, (cudaStream_t)stream, out, gate_up, pieces, f / 8);
 }
 
 __global__ void scatter_kernel(int32_t *table, const int2 *deltas, int n)

@@ -10,8 +10,7 @@
  * An output is one chain over its inputs in rising order, 16 at a time, whatever the number of
  * rows; gate and up are rounded to bf16 before SiLU and the product once more (R3, R7), as by a
  * product and swiglu_cuda. PTX ISA 8.x: wgmma, cp.async.bulk.tensor, mbarrier. */
-#include <cuda.h>
-
+#include "box.cuh"
 #include "common.cuh"
 #include "device.cuh"
 #include "kernels/kernels_cuda.h"
@@ -35,46 +34,6 @@ enum {
 struct gemm_tiles {
     int n, rows_pairs, k_tiles; /* tiles in all, pairs of row tiles, tiles of the sum */
 };
-
-DEVICE uint32_t cluster_rank()
-{
-    uint32_t r;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(r));
-    return r;
-}
-DEVICE void cluster_wait_all()
-{
-    asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;\n" ::: "memory");
-}
-
-/* One box of 128 rows of 64 values; to every CTA of the mask, at the same place, on its barrier. */
-DEVICE void box_load(uint32_t dst, const CUtensorMap *map, int col, int row, uint32_t barrier)
-{
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%2, %3}], [%4];\n" ::"r"(dst),
-                 "l"(map), "r"(col), "r"(row), "r"(barrier)
-                 : "memory");
-}
-DEVICE void box_load_all(uint32_t dst, const CUtensorMap *map, int col, int row, uint32_t barrier)
-{
-    const uint16_t mask = (1 << CLUSTER) - 1;
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes."
-                 "multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;\n" ::"r"(dst),
-                 "l"(map), "r"(col), "r"(row), "r"(barrier), "h"(mask)
-                 : "memory");
-}
-
-/* Arrives on the barrier at the same place in another CTA of the cluster. What it orders are reads
- * by the tensor cores, awaited, and writes by the copy engine: no fence for ordinary memory, which
- * .cluster scope would be (two a step took a third of the time). */
-DEVICE void barrier_arrive_at(uint32_t barrier, uint32_t cta)
-{
-    asm volatile("{\n.reg .b32 there;\n"
-                 "mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
-                 "r"(cta)
-                 : "memory");
-}
 
 #define D8(i)                                                                                      \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),    \
@@ -115,7 +74,7 @@ DEVICE void produce(const CUtensorMap *x, const CUtensorMap *w, const gemm_tiles
             barrier_wait(empty + 8 * s, parity);
             barrier_expect(full + 8 * s, STAGE_BYTES);
             box_load(a, x, k * TILE_K, row, full + 8 * s);
-            box_load_all(b + rank * (BYTES_B / 2), w, k * TILE_K, column, full + 8 * s);
+            box_load_all<CLUSTER>(b + rank * (BYTES_B / 2), w, k * TILE_K, column, full + 8 * s);
             if (++s == STAGES) {
                 s = 0;
                 parity ^= 1;
@@ -292,31 +251,6 @@ __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(GEMM_THREADS, 
     cluster_wait_all();
 }
 
-static void *find_encode()
-{
-    void *found = nullptr;
-    cudaDriverEntryPointQueryResult how;
-    const cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
-                                                           cudaEnableDefault, &how);
-    return e == cudaSuccess && how == cudaDriverEntryPointSuccess ? found : nullptr;
-}
-
-/* How the tensor copy engine sees a matrix [rows, cols]: boxes of 128 rows of 64 values. */
-static cudaError_t map_matrix(CUtensorMap *map, const bf16 *data, int64_t rows, int64_t cols)
-{
-    static void *const encode = find_encode();
-    if (!encode)
-        return cudaErrorNotSupported;
-    const cuuint64_t size[2] = {(cuuint64_t)cols, (cuuint64_t)rows},
-                     stride[1] = {(cuuint64_t)cols * 2};
-    const cuuint32_t box[2] = {TILE_K, TILE_M}, step[2] = {1, 1};
-    const CUresult r = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(encode)(
-        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<bf16 *>(data), size, stride, box, step,
-        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return r == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
-}
-
 extern "C" int gemm_swiglu_cuda(__nv_bfloat16 *out, const __nv_bfloat16 *x, const __nv_bfloat16 *w,
                                 int t, int f, int k, int n_sms, void *stream)
 {
@@ -328,9 +262,9 @@ extern "C" int gemm_swiglu_cuda(__nv_bfloat16 *out, const __nv_bfloat16 *x, cons
         return (int)cudaErrorInvalidValue;
     cudaError_t e = shared_memory_allow(gemm_swiglu_kernel, SHARED_BYTES, allowed);
     if (e == cudaSuccess)
-        e = map_matrix(&of_x, x, (int64_t)rows_pairs * CLUSTER * TILE_M, k);
+        e = box_map(&of_x, x, (int64_t)rows_pairs * CLUSTER * TILE_M, k, TILE_M);
     if (e == cudaSuccess)
-        e = map_matrix(&of_w, w, 2 * (int64_t)f, k);
+        e = box_map(&of_w, w, 2 * (int64_t)f, k, HALF_N);
     if (e != cudaSuccess)
         return (int)e;
     const int clusters = tiles.n < n_sms / CLUSTER ? tiles.n : n_sms / CLUSTER;

@@ -2,6 +2,7 @@
  * row's sum is fixed by its width alone. `rows` (may be null) gathers: out row i is x row rows[i].
  */
 #include "common.cuh"
+#include "device.cuh"
 #include "kernels/kernels_cuda.h"
 
 enum { NORM_WARPS = 4, PIECES_MAX = 24 }; /* 16-byte pieces a lane holds: rows up to 6,144 wide */
@@ -13,6 +14,17 @@ __global__ void __launch_bounds__(NORM_WARPS * 32)
                    const int32_t *rows)
 {
     const int i = blockIdx.x * NORM_WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    grid_start_next();
+    /* Narrow rows: the weights are asked for before the row is there. */
+    constexpr int AHEAD = P <= 6 ? P / 2 : 1;
+    float4 ahead[AHEAD][2];
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++) {
+        const int c = min(lane * 8 + k * 256, d - 8);
+        ahead[k][0] = *reinterpret_cast<const float4 *>(w + c);
+        ahead[k][1] = *reinterpret_cast<const float4 *>(w + c + 4);
+    }
+    grid_wait();
     if (i >= t)
         return;
     const bf16 *in = x + (int64_t)(rows ? rows[i] : i) * d;
@@ -21,15 +33,6 @@ __global__ void __launch_bounds__(NORM_WARPS * 32)
     for (int k = 0; k < P; k++) {
         const int c = lane * 8 + k * 256;
         piece[k] = c < d ? *reinterpret_cast<const uint4 *>(in + c) : make_uint4(0, 0, 0, 0);
-    }
-    /* Narrow rows: the weights are asked for before the sum is known. */
-    constexpr int AHEAD = P <= 6 ? P / 2 : 1;
-    float4 ahead[AHEAD][2];
-#pragma unroll
-    for (int k = 0; k < AHEAD; k++) {
-        const int c = min(lane * 8 + k * 256, d - 8);
-        ahead[k][0] = *reinterpret_cast<const float4 *>(w + c);
-        ahead[k][1] = *reinterpret_cast<const float4 *>(w + c + 4);
     }
     float sum = 0.f;
 #pragma unroll
@@ -68,13 +71,11 @@ extern "C" int rmsnorm_cuda(__nv_bfloat16 *out, const __nv_bfloat16 *x, const fl
 {
     const int grid = (t + NORM_WARPS - 1) / NORM_WARPS, pieces = (d + 255) / 256;
     cudaStream_t s = (cudaStream_t)stream;
-    if (pieces <= 6)
-        rmsnorm_kernel<6><<<grid, NORM_WARPS * 32, 0, s>>>(out, x, w, eps, t, d, rows);
-    else if (pieces <= 16)
-        rmsnorm_kernel<16><<<grid, NORM_WARPS * 32, 0, s>>>(out, x, w, eps, t, d, rows);
-    else if (pieces <= PIECES_MAX)
-        rmsnorm_kernel<PIECES_MAX><<<grid, NORM_WARPS * 32, 0, s>>>(out, x, w, eps, t, d, rows);
-    else
+    if (pieces > PIECES_MAX)
         return (int)cudaErrorInvalidValue;
-    return (int)cudaGetLastError();
+    auto *kernel = pieces <= 6    ? rmsnorm_kernel<6>
+                   : pieces <= 16 ? rmsnorm_kernel<16>
+                                  : rmsnorm_kernel<PIECES_MAX>;
+    return (int)launch_early(kernel, (unsigned)grid, NORM_WARPS * 32, 0, s, out, x, w, eps, t, d,
+                             rows);
 }

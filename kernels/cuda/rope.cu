@@ -4,6 +4,7 @@
  *
  * Ladder, 2,816 rows of 16 heads of 128: SPEED.md. */
 #include "attention.cuh"
+#include "device.cuh"
 #include "kernels/kernels_cuda.h"
 
 enum {
@@ -81,6 +82,8 @@ template <int DH> __global__ void __launch_bounds__(ROPE_WARPS * 32) rope_kernel
     constexpr int LANES = DH / (2 * PIECE), AT_ONCE = 32 / LANES; /* of a head; heads of a warp */
     const int lane = threadIdx.x & 31, row = blockIdx.x * ROPE_WARPS + (threadIdx.x >> 5);
     const int heads = a.n_heads + 2 * a.n_kv_heads, e0 = lane % LANES * PIECE;
+    grid_start_next();
+    grid_wait();
     if (row >= a.t)
         return;
     const int position = a.position[row], r = position % PAGE_KEYS;
@@ -131,13 +134,10 @@ template <int DH> __global__ void __launch_bounds__(ROPE_WARPS * 32) rope_kernel
 extern "C" int rope_kv_cuda(const struct rope_cuda *a, int head_dim, void *stream)
 {
     const unsigned grid = (unsigned)((a->t + ROPE_WARPS - 1) / ROPE_WARPS);
-    if (head_dim == 128)
-        rope_kernel<128><<<grid, ROPE_WARPS * 32, 0, (cudaStream_t)stream>>>(*a);
-    else if (head_dim == 32)
-        rope_kernel<32><<<grid, ROPE_WARPS * 32, 0, (cudaStream_t)stream>>>(*a);
-    else
-        rope_kernel<64><<<grid, ROPE_WARPS * 32, 0, (cudaStream_t)stream>>>(*a);
-    return (int)cudaGetLastError();
+    auto *kernel = head_dim == 128  ? rope_kernel<128>
+                   : head_dim == 32 ? rope_kernel<32>
+                                    : rope_kernel<64>;
+    return (int)launch_early(kernel, grid, ROPE_WARPS * 32, 0, (cudaStream_t)stream, *a);
 }
 
 /* First n tokens of every head's K and V, every layer: the tail of a shared prefix. */
