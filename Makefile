@@ -69,6 +69,13 @@ cuda: ## build/cuda/tranche with the CUDA engine; finds or fetches a toolkit
 	@root=$$(tools/cuda_toolkit.sh) && cmake -S . -B build/cuda -G Ninja -DCMAKE_BUILD_TYPE=Release \
 		-DTRANCHE_CUDA=$$root >/dev/null && cmake --build build/cuda --target tranche
 
+cuda-all: ## build/cuda-all/tranche with code for sm_80, sm_86, sm_89 and sm_90a; no register spills
+	@tools/install.sh cuda
+	@root=$$(tools/cuda_toolkit.sh) && cmake -S . -B build/cuda-all -G Ninja -DCMAKE_BUILD_TYPE=Release \
+		-DTRANCHE_CUDA=$$root "-DTRANCHE_CUDA_ARCHS=80;86;89;90a" >/dev/null && \
+		cmake --build build/cuda-all --target tranche
+	@tests/cuda/spills.sh build/cuda-all/cuda/*.log
+
 test-image: ## the Dockerfile's steps in a clean root, as root; IMAGES="cpu cuda" (docs/image.md)
 	@tools/install.sh image
 	@IMAGES="$(IMAGES)" $(PYTHON) -m pytest -q -s -p no:cacheprovider tests/image/test_image.py
@@ -76,4 +83,4 @@ test-image: ## the Dockerfile's steps in a clean root, as root; IMAGES="cpu cuda
 clean: ## remove everything that was built
 	rm -rf build
 
-.PHONY: cuda help run demo test test-keda test-image check bench campaign scaling golden format lint fuzz clean
+.PHONY: cuda cuda-all help run demo test test-keda test-image check bench campaign scaling golden format lint fuzz clean

@@ -70,6 +70,7 @@ static void op_attention(struct backend *base, struct buffer *out, const struct 
         .tile_starts = b->now->device.tile_starts,
         .tile_rows = b->now->device.tile_rows,
         .partial = b->partial,
+        .totals = b->totals,
         .qkv_stride = (int32_t)qkv->cols,
         .block_table_stride = b->opts.pages_per_slot,
         .n_heads = shape->n_heads,
@@ -79,9 +80,11 @@ static void op_attention(struct backend *base, struct buffer *out, const struct 
     };
     /* The tiles first: decode rows go on from the states of their prefixes. */
     if (b->lists.n_tiles > 0)
-        cuda_launched(b, attention_tile_cuda(&a, shape->head_dim, b->n_sms, b->stream));
+        cuda_launched(b, (b->hopper ? attention_tile_cuda : attention_tile_portable_cuda)(
+                             &a, shape->head_dim, b->n_sms, b->stream));
     if (b->n_spans > 0)
-        cuda_launched(b, attention_decode_cuda(&a, shape->head_dim, 2 * b->n_sms, b->stream));
+        cuda_launched(b, (b->hopper ? attention_decode_cuda : attention_decode_portable_cuda)(
+                             &a, shape->head_dim, 2 * b->n_sms, b->stream));
     if (b->n_merges > 0)
         cuda_launched(b, attention_merge_cuda(&a, shape->head_dim, b->n_merges, b->stream));
 }
@@ -137,6 +140,13 @@ static void op_close(struct backend *base)
     if (b->stream)
         cudaStreamDestroy(b->stream);
     mem_free(b);
+}
+
+static bool portable; /* of the process */
+
+void backend_cuda_portable(bool on)
+{
+    portable = on;
 }
 
 void backend_cuda_graphs(struct backend *base, bool on)
@@ -209,13 +219,11 @@ static int device_check(const struct backend_opts *o, int device, struct cudaDev
         cudaGetLastError();
         return err_set(err, E_USAGE, "--device cuda:%d: %s", device, cudaGetErrorString(e));
     }
-    if (prop->major != 9)
+    if (prop->major < 8)
         return err_set(err, E_USAGE,
-                       "--device cuda:%d: %s has compute capability %d.%d%s; attention is written "
-                       "for 9.0 (Hopper: H100, H200, GH200) with its wgmma and bulk copies; use "
-                       "--device cpu",
-                       device, prop->name, prop->major, prop->minor,
-                       prop->major < 8 ? " and no bf16 arithmetic" : "");
+                       "--device cuda:%d: %s has compute capability %d.%d and no bf16 arithmetic; "
+                       "8.0 or later has (Ampere, Ada, Hopper, Blackwell); use --device cpu",
+                       device, prop->name, prop->major, prop->minor);
     if (o->dtype != DTYPE_BF16)
         return err_set(err, E_USAGE,
                        "--device cuda:%d: the weights are %s, the CUDA engine takes bf16", device,
@@ -269,7 +277,7 @@ int backend_cuda_open(struct backend **out, const struct backend_opts *opts, int
     b->device = device;
     b->n_records = -1;
     b->n_sms = prop.multiProcessorCount;
-    b->hopper = prop.major == 9;
+    b->hopper = prop.major == 9 && !portable;
     cudaError_t e = cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking);
     if (e == cudaSuccess)
         e = cudaStreamCreateWithFlags(&b->up, cudaStreamNonBlocking);

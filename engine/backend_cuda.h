@@ -33,6 +33,9 @@ void *backend_cuda_kv(struct backend *b);
 /* For tests: shared prefixes go to the tile kernel where a step shares at least so many rows x
  * splits of 128 keys; 0: the default. It changes speed alone. Of the process. */
 void backend_cuda_share_from(int32_t row_splits);
+/* For tests: backends opened from here on run the kernels that other cards run, on Hopper too. The
+ * same bytes. Of the process. */
+void backend_cuda_portable(bool on);
 /* For tests: decode rows of the newest step whose prefix went there. */
 int32_t backend_cuda_shared_rows(const struct backend *b);
 /* Bytes free on the device now, for sizing the KV pages. E_USAGE when there is no such device, or

@@ -141,7 +141,7 @@ struct cuda_backend {
     struct backend base;
     struct backend_opts opts;
     int device, n_sms;
-    bool hopper; /* compute capability 9.0: kernels with wgmma and the tensor copy engine run */
+    bool hopper; /* the kernels for 9.0 run; else the portable ones */
     cudaStream_t stream, up;
     cudaEvent_t loads[LOAD_EVENTS], tune[2];
     struct graph graphs[GRAPHS_MAX];
@@ -164,7 +164,7 @@ struct cuda_backend {
     struct slot_history *history;
     uint16_t *counts;
     int32_t n_history, n_histories; /* of the step: ids, sequences */
-    float *logits, *scratch, *partial;
+    float *logits, *scratch, *partial, *totals;
     int64_t logits_stride, logits_rows; /* of logits and of scratch: a bucket's rows */
     struct fused fused[FUSED_MAX];
     int n_fused;

@@ -160,6 +160,8 @@ static int take_memory(struct cuda_backend *b, struct err *err)
         TAKE(scratch, logits * b->logits_stride * 4, bytes_other, "adjusted logits") < 0 ||
         TAKE(partial, (int64_t)PARTIALS_MAX * 8 * (o->head_dim + 8) * 4, bytes_other,
              "attention partials") < 0 ||
+        TAKE(totals, b->hopper ? 16 : (int64_t)b->n_sms * TILE_ROWS * (o->head_dim + 16) * 4,
+             bytes_other, "attention totals") < 0 ||
         TAKE(differ, 16, bytes_other, "GEMM proofs") < 0 ||
         TAKE(workspace, WORKSPACE_BYTES, bytes_other, "cublas workspace") < 0)
         return rc;

@@ -12,8 +12,8 @@ enum { FUSED_ROWS_MIN = 700 };
 
 bool cuda_swiglu_fits(const struct cuda_backend *b, const struct weight *w, int64_t rows)
 {
-    return rows >= FUSED_ROWS_MIN && (w->n / 2) % 128 == 0 && w->k % 64 == 0 && w->k >= 512 &&
-           (int64_t)b->opts.rows_cap >= rows;
+    return b->hopper && rows >= FUSED_ROWS_MIN && (w->n / 2) % 128 == 0 && w->k % 64 == 0 &&
+           w->k >= 512 && (int64_t)b->opts.rows_cap >= rows;
 }
 
 static cudaError_t prove(struct cuda_backend *b, struct buffer *out, struct buffer *gate_up,

@@ -44,12 +44,18 @@ struct attention_cuda {
     const int32_t *decode_starts;           /* [4 * grid + 1] */
     const int32_t *tile_starts, *tile_rows; /* [grid + 1] */
     float *partial;                         /* [partials][8][Dh + 8] */
+    float *totals;                          /* of the portable tiles: [grid][128][Dh + 16] */
     int32_t qkv_stride, block_table_stride, n_heads, n_kv_heads, window;
     float scale_log2;
 };
 int attention_decode_cuda(const struct attention_cuda *a, int head_dim, int grid, void *stream);
 int attention_merge_cuda(const struct attention_cuda *a, int head_dim, int n_merges, void *stream);
 int attention_tile_cuda(const struct attention_cuda *a, int head_dim, int grid, void *stream);
+/* The same work and bits on any card of compute capability 8.0 or later; those above: 9.0 alone. */
+int attention_decode_portable_cuda(const struct attention_cuda *a, int head_dim, int grid,
+                                   void *stream);
+int attention_tile_portable_cuda(const struct attention_cuda *a, int head_dim, int grid,
+                                 void *stream);
 
 /* out[t, d] = table[tokens[i]]; a token < 0 stands for last[slot[i]], the id that slot sampled
  * last. */

@@ -125,7 +125,7 @@ template <int DH> __global__ void __launch_bounds__(DH) merge_kernel(struct atte
 template <int DH> static int merge_launch(const struct attention_cuda *a, int n, cudaStream_t s)
 {
     const unsigned group = (unsigned)(a->n_heads / a->n_kv_heads);
-    return (int)launch_early(merge_kernel<DH>, dim3((unsigned)n, group), DH, 0, s, *a);
+    return (int)launch_early<merge_kernel<DH>>(dim3((unsigned)n, group), DH, 0, s, *a);
 }
 
 extern "C" int attention_merge_cuda(const struct attention_cuda *a, int head_dim, int n_merges,

@@ -8,7 +8,7 @@
  * wgmma adds as mma.sync does, to the bit, so rows get the bits of the decode kernel.
  *
  * Ladder, TFLOP/s at 22 x 128, 5 x 512, 1,024 at 4,096 keys: SPEED.md. */
-#include "attention.cuh"
+#include "attention_tile.cuh"
 #include "device.cuh"
 #include "kernels/kernels_cuda.h"
 #include "wgmma.cuh"
@@ -27,38 +27,6 @@ template <int DH> struct tile_shared {
     float total_m[2][CONSUMERS], total_l[2][CONSUMERS];
     uint64_t full[STAGES], empty[STAGES];
 };
-
-/* One tile: see struct attention_cuda. */
-struct tile {
-    int at, packed, rows, split, head, keys, slot, partial, blocks;
-
-    METHOD bool shared() const
-    {
-        return partial >= 0;
-    }
-    METHOD int split_end() const
-    {
-        return (keys + SPLIT_KEYS - 1) / SPLIT_KEYS;
-    }
-};
-
-/* First key that a row sees. */
-DEVICE int window_begin(int window, int position)
-{
-    return window > 0 ? max(0, position - window + 1) : 0;
-}
-
-DEVICE tile tile_read(const struct attention_cuda &a, int i)
-{
-    const int4 w = __ldg(a.tiles + 2 * i), v = __ldg(a.tiles + 2 * i + 1);
-    tile t = {w.x, w.y, w.z & 0xff, w.z >> 8, w.w, v.x, v.y, v.z, v.w};
-    if (a.window > 0 && !t.shared())
-        t.split =
-            max(t.split,
-                window_begin(a.window, a.position[t.at + t.packed * a.n_kv_heads / a.n_heads]) /
-                    SPLIT_KEYS);
-    return t;
-}
 
 /* ---- the producer ---- */
 
@@ -119,12 +87,6 @@ template <int DH> struct rows {
 template <int DH> struct tile_state {
     float o[DH / 8][4], m[2], l[2];
 };
-
-DEVICE int packed_row(const struct attention_cuda &a, const tile &t, int packed, int group)
-{
-    const int token = (t.packed + packed) / group;
-    return t.shared() ? __ldg(a.tile_rows + t.at + token) : t.at + token;
-}
 
 /* Rows beyond the tile's see all keys of a zero query; nobody reads what they get. */
 template <int DH>

@@ -22,13 +22,25 @@ template <typename K> cudaError_t shared_memory_allow(K *kernel, int bytes, once
     return e;
 }
 
-/* Launches a kernel that may start before the one ahead of it in the stream has ended: as soon as
- * that one says grid_start_next(), or ends. It calls grid_wait() before it touches what others
- * write. */
-template <typename... P, typename... A>
-cudaError_t launch_early(void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared,
-                         cudaStream_t stream, A... arguments)
+/* Launches KERNEL, which may start before what is ahead of it in the stream has ended: as soon as
+ * that says grid_start_next(), or ends. KERNEL calls grid_wait() before it touches what others
+ * write; compiled for a card before 9.0 it has no such wait, and is launched as any other. */
+template <auto KERNEL, typename... A>
+cudaError_t launch_early(dim3 grid, unsigned threads, size_t shared, cudaStream_t stream,
+                         A... arguments)
 {
+    enum state : signed char { UNKNOWN, ORDINARY, EARLY };
+    static state states[DEVICES_OF_A_HOST]; /* two threads may both ask: the same answer */
+    int device = 0;
+    cudaFuncAttributes compiled;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess && states[device] == UNKNOWN) {
+        e = cudaFuncGetAttributes(&compiled, KERNEL);
+        if (e == cudaSuccess)
+            states[device] = compiled.ptxVersion >= 90 ? EARLY : ORDINARY;
+    }
+    if (e != cudaSuccess)
+        return e;
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
@@ -38,8 +50,8 @@ cudaError_t launch_early(void (*kernel)(P...), dim3 grid, unsigned threads, size
     config.dynamicSmemBytes = shared;
     config.stream = stream;
     config.attrs = &early;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, kernel, P(arguments)...);
+    config.numAttrs = states[device] == EARLY ? 1 : 0;
+    return cudaLaunchKernelEx(&config, KERNEL, arguments...);
 }
 
 #endif

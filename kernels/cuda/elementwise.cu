@@ -52,8 +52,8 @@ extern "C" int swiglu_cuda(__nv_bfloat16 *out, const __nv_bfloat16 *gate_up, int
                            void *stream)
 {
     const int64_t pieces = (int64_t)t * (f / 8);
-    return (int)launch_early(swiglu_kernel, (unsigned)((pieces + THREADS - 1) / THREADS), THREADS,
-                             0, (cudaStream_t)stream, out, gate_up, pieces, f / 8);
+    return (int)launch_early<swiglu_kernel>((unsigned)((pieces + THREADS - 1) / THREADS), THREADS,
+                                            0, (cudaStream_t)stream, out, gate_up, pieces, f / 8);
 }
 
 __global__ void scatter_kernel(int32_t *table, const int2 *deltas, int n)

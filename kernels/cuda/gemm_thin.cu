@@ -240,8 +240,8 @@ static cudaError_t launch(bf16 *out, const bf16 *x, const bf16 *w, const thin_pr
     if (e == cudaSuccess)
         e = box_map(&of_w, w, p.n, p.k, OUTPUTS);
     return e == cudaSuccess
-               ? launch_early(gemm_thin_kernel<MT>, (unsigned)(p.n / OUTPUTS), THIN_THREADS,
-                              thin<MT>::SHARED, stream, out, of_x, of_w, p)
+               ? launch_early<gemm_thin_kernel<MT>>((unsigned)(p.n / OUTPUTS), THIN_THREADS,
+                                                    thin<MT>::SHARED, stream, out, of_x, of_w, p)
                : e;
 }
 

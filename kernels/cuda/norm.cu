@@ -1,6 +1,8 @@
 /* norm: RMSNorm (Zhang & Sennrich 2019), one warp a row, fp32 inside, one rounding. The order of a
  * row's sum is fixed by its width alone. `rows` (may be null) gathers: out row i is x row rows[i].
  */
+#include <type_traits>
+
 #include "common.cuh"
 #include "device.cuh"
 #include "kernels/kernels_cuda.h"
@@ -71,11 +73,12 @@ extern "C" int rmsnorm_cuda(__nv_bfloat16 *out, const __nv_bfloat16 *x, const fl
 {
     const int grid = (t + NORM_WARPS - 1) / NORM_WARPS, pieces = (d + 255) / 256;
     cudaStream_t s = (cudaStream_t)stream;
-    if (pieces > PIECES_MAX)
-        return (int)cudaErrorInvalidValue;
-    auto *kernel = pieces <= 6    ? rmsnorm_kernel<6>
-                   : pieces <= 16 ? rmsnorm_kernel<16>
-                                  : rmsnorm_kernel<PIECES_MAX>;
-    return (int)launch_early(kernel, (unsigned)grid, NORM_WARPS * 32, 0, s, out, x, w, eps, t, d,
-                             rows);
+    const auto launch = [&](auto width) {
+        return (int)launch_early<rmsnorm_kernel<width.value>>((unsigned)grid, NORM_WARPS * 32, 0, s,
+                                                              out, x, w, eps, t, d, rows);
+    };
+    return pieces <= 6            ? launch(std::integral_constant<int, 6>())
+           : pieces <= 16         ? launch(std::integral_constant<int, 16>())
+           : pieces <= PIECES_MAX ? launch(std::integral_constant<int, PIECES_MAX>())
+                                  : (int)cudaErrorInvalidValue;
 }

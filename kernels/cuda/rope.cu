@@ -3,6 +3,8 @@
  * angles are read once for all heads, and a lane moves pieces of 16 bytes.
  *
  * Ladder, 2,816 rows of 16 heads of 128: SPEED.md. */
+#include <type_traits>
+
 #include "attention.cuh"
 #include "device.cuh"
 #include "kernels/kernels_cuda.h"
@@ -134,10 +136,13 @@ template <int DH> __global__ void __launch_bounds__(ROPE_WARPS * 32) rope_kernel
 extern "C" int rope_kv_cuda(const struct rope_cuda *a, int head_dim, void *stream)
 {
     const unsigned grid = (unsigned)((a->t + ROPE_WARPS - 1) / ROPE_WARPS);
-    auto *kernel = head_dim == 128  ? rope_kernel<128>
-                   : head_dim == 32 ? rope_kernel<32>
-                                    : rope_kernel<64>;
-    return (int)launch_early(kernel, grid, ROPE_WARPS * 32, 0, (cudaStream_t)stream, *a);
+    const auto launch = [&](auto dh) {
+        return (int)launch_early<rope_kernel<dh.value>>(grid, ROPE_WARPS * 32, 0,
+                                                        (cudaStream_t)stream, *a);
+    };
+    return head_dim == 128  ? launch(std::integral_constant<int, 128>())
+           : head_dim == 32 ? launch(std::integral_constant<int, 32>())
+                            : launch(std::integral_constant<int, 64>());
 }
 
 /* First n tokens of every head's K and V, every layer: the tail of a shared prefix. */

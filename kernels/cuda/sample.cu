@@ -187,7 +187,13 @@ DEVICE int row_sample(const float *raw, float *adjusted, int v, const uint16_t *
     return id;
 }
 
-__global__ void __launch_bounds__(SAMPLE_THREADS, 3)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+enum { SAMPLE_CTAS = 2 }; /* of a multiprocessor; with three, code for 8.x spills registers */
+#else
+enum { SAMPLE_CTAS = 3 };
+#endif
+
+__global__ void __launch_bounds__(SAMPLE_THREADS, SAMPLE_CTAS)
     sample_kernel(const float *logits, float *scratch, int64_t stride, int v,
                   const struct sample_cuda *params, struct sample_token *tokens, uint16_t *counts,
                   int32_t *last)

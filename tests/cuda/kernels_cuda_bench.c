@@ -192,11 +192,16 @@ static void rope_row(double copy)
     cudaFree(qkv), cudaFree(kv), cudaFree(cos_sin), cudaFree(ints);
 }
 
-/* usage: kernels_cuda_bench [attention | elementwise | one SLOTS CTX CHUNK SHARED_PAGES] */
+/* usage: kernels_cuda_bench [portable] [attention | elementwise | one SLOTS CTX CHUNK SHARED_PAGES]
+ */
 int main(int argc, char **argv)
 {
     for (size_t i = 0; i < TR_COUNT(noise); i++)
         noise[i] = (uint16_t)((rand() & 0x80ff) | 0x3e00 | (rand() & 0x100)); /* +-0.125 .. 1 */
+    if (argc > 1 && strcmp(argv[1], "portable") == 0) { /* the kernels of other cards */
+        backend_cuda_portable(true);
+        argc--, argv++;
+    }
     const double copy = copy_rate();
     printf("%s: copy %.2f TB/s\n", backend_cuda_device_name(0), copy);
     static const int rows[][4] = {

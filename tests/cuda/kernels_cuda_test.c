@@ -394,11 +394,15 @@ static int small_cases(bool attention)
     return failed != 0;
 }
 
-/* usage: kernels_cuda_test [small [attention]] */
+/* usage: kernels_cuda_test [portable] [small [attention]]   portable: the kernels of other cards */
 int main(int argc, char **argv)
 {
     log_setup(getenv("VERBOSE") ? LOG_DEBUG : LOG_WARN, LOG_LOGFMT, 1);
     printf("device %s\n", backend_cuda_device_name(0));
+    if (argc > 1 && strcmp(argv[1], "portable") == 0) {
+        backend_cuda_portable(true);
+        argc--, argv++;
+    }
     if (argc > 1 && strcmp(argv[1], "small") == 0)
         return small_cases(argc > 2);
     static const int keys[] = {1, 2, 31, 64, 127, 128, 129, 200, 511, 513, 1025, 1500, 4097};

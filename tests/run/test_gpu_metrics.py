@@ -116,13 +116,14 @@ def test_doctor_on_good_cards(doctor):
     has(checks, "device", "ok", "GPU 1, Fake H100 1: 80.0 GiB, free")
     has(checks, "topology", "ok", "GPU 0: 18 NVLinks up, 16 PCIe lanes; meets GPU 1 by two CPU sockets")
     has(doctor(GPUS=2, LEVEL=10), "topology", "ok", "by one PCIe switch")
+    has(doctor(MAJOR=8), "device", "ok", "portable kernels")
     assert not [c for c in checks if c[0] in ("driver", "device", "topology") and c[1] != "ok"]
 
 
 @pytest.mark.parametrize("fake,check,verdict,words", [
     ({"CUDA": 11080}, "driver", "fault", "found 11.8"),
     ({"GPUS": 0}, "device", "warn", "shows this process no GPU"),
-    ({"MAJOR": 8}, "device", "warn", "found 8.0"),
+    ({"MAJOR": 7}, "device", "warn", "found 7.0"),
     ({"USED_MIB": 20480}, "device", "warn", "20.0 of 80.0 GiB are in use"),
     ({"FOREIGN": 3}, "device", "warn", "by 3 processes"),
     ({"CELSIUS": 91}, "device", "warn", "91 degrees"),

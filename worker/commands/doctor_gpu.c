@@ -5,7 +5,7 @@
 #include "worker/commands/doctor.h"
 #include "worker/monitor/nvml.h"
 
-enum { CUDA_MIN = 12000, HOPPER = 9, HOT = 85 };
+enum { CUDA_MIN = 12000, AMPERE = 8, HOPPER = 9, HOT = 85 };
 static const int64_t USED_WARN = (int64_t)1 << 30;
 
 static void look_at_card(struct doctor *d, const struct nvml *n, int i)
@@ -14,10 +14,11 @@ static void look_at_card(struct doctor *d, const struct nvml *n, int i)
     struct nvml_reading r;
     nvml_card(n, i, &card);
     nvml_read(n, i, &r);
-    if (card.major >= 0 && card.major != HOPPER)
-        doctor_report(d, VERDICT_WARN, "device", "take a Hopper card (H100, H200), or --device=cpu",
-                      "GPU %d, %s: want compute capability 9.0, found %d.%d", i, card.name,
-                      card.major, card.minor);
+    if (card.major >= 0 && card.major < AMPERE)
+        doctor_report(d, VERDICT_WARN, "device",
+                      "take a card of Ampere's generation or a later one, or --device=cpu",
+                      "GPU %d, %s: want compute capability 8.0 or later (bf16), found %d.%d", i,
+                      card.name, card.major, card.minor);
     else if (r.memory_used > USED_WARN || r.processes > 0)
         doctor_report(d, VERDICT_WARN, "device",
                       "end what runs there, or let the device plugin give each pod its own card",
@@ -25,8 +26,10 @@ static void look_at_card(struct doctor *d, const struct nvml *n, int i)
                       (double)r.memory_used / 1073741824, (double)r.memory / 1073741824,
                       TR_MAX(r.processes, 0));
     else
-        doctor_report(d, VERDICT_OK, "device", NULL, "GPU %d, %s: %.1f GiB, free", i, card.name,
-                      (double)r.memory / 1073741824);
+        doctor_report(d, VERDICT_OK, "device", NULL, "GPU %d, %s: %.1f GiB, free%s", i, card.name,
+                      (double)r.memory / 1073741824,
+                      card.major >= 0 && card.major != HOPPER ? "; no Hopper: portable kernels"
+                                                              : "");
     if (r.celsius >= HOT)
         doctor_report(d, VERDICT_WARN, "device", "look at the machine's cooling: it slows down",
                       "GPU %d: %d degrees", i, r.celsius);
