@@ -11,7 +11,16 @@
 #include "engine/log.h"
 #include "generated/version.h"
 
-enum { ROWS = 16, CAREFUL_ROWS = 16, COPIES_MAX = 3, DETAIL_MAX = 1024, SOURCE_MAX = 16384 };
+enum {
+    ROWS = 16,
+    CAREFUL_ROWS = 16,
+    COPIES_MAX = 3,
+    DETAIL_MAX = 1024,
+    SOURCE_MAX = 16384,
+    BARE_SOURCE_MAX = 1024
+};
+/* What the copy of a letter that is too large goes without. */
+enum bare { BARE_NOTHING, BARE_PAYLOAD, BARE_KEY };
 static const int64_t POLL_NS = 1000000000, SLICE_NS = 50000000, REACH_NS = 10000000000;
 static const int64_t RETRY_MIN_NS = 100000000, RETRY_MAX_NS = 30000000000;
 
@@ -50,7 +59,6 @@ struct outbox {
     atomic_bool stop;
     char queue[JOB_ORIGIN_MAX], worker[JOB_ORIGIN_MAX]; /* may outlive the caller's */
     int careful; /* so many rows one by one: one of them may be too large */
-    bool bare;   /* the next one is: its copy goes without its payload */
 };
 
 /* ---- one letter ---- */
@@ -96,12 +104,20 @@ static void add(struct producer_message *m, struct producer_header *headers, con
         headers[m->n_headers++] = (struct producer_header){str_of(name), value};
 }
 
-static int copy_row(struct outbox *o, const PGresult *rows, int row, struct err *err)
+/* In place of what does not fit: how much it was. */
+static struct str left_out(char text[48], struct str what)
+{
+    snprintf(text, 48, "left out: %zu bytes", what.len);
+    return str_of(text);
+}
+
+static int copy_row(struct outbox *o, const PGresult *rows, int row, enum bare bare,
+                    struct err *err)
 {
     struct producer_header headers[PRODUCER_HEADERS_MAX];
     struct producer_message m = {
         .key = cell(rows, row, COL_KEY), .value = cell(rows, row, COL_PAYLOAD), .headers = headers};
-    char times[16], left_out[48];
+    char times[16], payload[48], key[48];
     int copies = outbox_copies(cell(rows, row, COL_SOURCE));
     if (copies >= COPIES_MAX) {
         LOG(LOG_ERROR, "dead_letter_goes_in_circles",
@@ -113,13 +129,17 @@ static int copy_row(struct outbox *o, const PGresult *rows, int row, struct err 
     for (int i = 0; i < COL_HEADERS; i++)
         add(&m, headers, header_names[i],
             cut(cell(rows, row, i), i == COL_DETAIL   ? DETAIL_MAX
-                                    : i == COL_SOURCE ? SOURCE_MAX
-                                                      : SIZE_MAX));
+                                    : i != COL_SOURCE ? SIZE_MAX
+                                    : bare < BARE_KEY ? SOURCE_MAX
+                                                      : BARE_SOURCE_MAX));
     add(&m, headers, "tranche.version", STR(TRANCHE_VERSION));
-    if (o->bare) {
-        snprintf(left_out, sizeof left_out, "left out: %zu bytes", m.value.len);
-        add(&m, headers, "tranche.payload", str_of(left_out));
+    if (bare >= BARE_PAYLOAD) {
+        add(&m, headers, "tranche.payload", left_out(payload, m.value));
         m.value = STR("");
+    }
+    if (bare >= BARE_KEY && m.key.ptr) {
+        add(&m, headers, "tranche.message_key", left_out(key, m.key));
+        m.key = (struct str){NULL, 0};
     }
     if (!m.value.ptr)
         m.value = STR(""); /* a message without a value deletes in a compacted topic */
@@ -136,24 +156,40 @@ static int open_producer(struct outbox *o, struct err *err)
 }
 
 /* All of them confirmed by the broker. */
-static int copy_rows(struct outbox *o, const PGresult *rows, struct err *err)
+static int send_rows(struct outbox *o, const PGresult *rows, enum bare bare, struct err *err)
 {
     int n = PQntuples(rows), rc = open_producer(o, err);
     for (int i = 0; rc >= 0 && i < n; i++)
-        rc = copy_row(o, rows, i, err);
+        rc = copy_row(o, rows, i, bare, err);
     if (rc >= 0)
         rc = o->producer->ops->flush(o->producer, err);
-    if (rc >= 0) {
-        o->careful = TR_MAX(o->careful - 1, 0);
-        o->bare = false;
+    if (rc >= 0)
         return n;
-    }
     producer_close(o->producer);
     o->producer = NULL;
-    if (strcmp(err->type, "too_large") == 0) {
-        o->bare = n == 1;
+    return rc;
+}
+
+static bool is_too_large(const struct err *err)
+{
+    return strcmp(err->type, "too_large") == 0;
+}
+
+/* One that is too large and alone goes with less and less; of several it is not known which it is.
+ */
+static int copy_rows(struct outbox *o, const PGresult *rows, struct err *err)
+{
+    enum bare bare = BARE_NOTHING;
+    int rc = send_rows(o, rows, bare, err);
+    while (rc < 0 && is_too_large(err) && PQntuples(rows) == 1 && bare < BARE_KEY) {
+        *err = (struct err){0};
         o->careful = CAREFUL_ROWS;
+        rc = send_rows(o, rows, ++bare, err);
     }
+    if (rc >= 0)
+        o->careful = TR_MAX(o->careful - 1, 0);
+    else if (is_too_large(err))
+        o->careful = CAREFUL_ROWS;
     return rc;
 }
 
@@ -225,20 +261,20 @@ static void *outbox_main(void *arg)
     for (;;) {
         struct err err = {0};
         bool last = atomic_load(&o->stop);
-        int n = pass(o, &err), most = limit_of(o);
-        bool too_large = n < 0 && strcmp(err.type, "too_large") == 0;
+        int most = limit_of(o), n = pass(o, &err);
+        bool smaller = n < 0 && is_too_large(&err) && most > 1; /* at once, one by one */
         if (n > 0)
             LOG(LOG_INFO, "dead_letters_copied", LOG_I("rows", n));
         if (n >= 0)
             retry_reset(&o->retry);
-        if (n < 0 && !too_large) {
+        if (n < 0 && !smaller) {
             int64_t pause_ns = retry_wait_ns(&o->retry);
             LOG(err.code == E_RETRY ? LOG_WARN : LOG_ERROR, "outbox_waits", LOG_S("error", err.msg),
                 LOG_F("seconds", (double)pause_ns / 1e9));
             if (last)
                 return NULL;
             wait_ns(o, pause_ns);
-        } else if (!too_large && n < most) {
+        } else if (!smaller && n < most) {
             if (last && n == 0)
                 return NULL;
             if (!last)

@@ -7,8 +7,9 @@
  * the hands of a peer are skipped (SKIP LOCKED). Only rows of its own queue, so that two queues of
  * one database can have a dead-letter queue each. The copy: key and value as they were, and headers
  * tranche.source_key (equal in every copy of one letter), .reason, .detail, .job_id, .run, .batch,
- * .queue, .source, .attempts, .first_seen, .last_seen, .worker, .version, .sha256, .copies. A
- * message that has been a copy three times is not copied again. */
+ * .queue, .source, .attempts, .first_seen, .last_seen, .worker, .version, .sha256, .copies; of
+ * one that the broker finds too large less and less (.payload and .message_key say what is left
+ * out). A message that has been a copy three times is not copied again. */
 #ifndef TRANCHE_WORKER_SINK_OUTBOX_H
 #define TRANCHE_WORKER_SINK_OUTBOX_H
 
