@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "tests/unit/postgres_rows.h"
+#include "worker/sink/postgres_sink.h"
 
 static void first_row_of_a_key_stays(void **state)
 {
@@ -242,6 +243,48 @@ static void configuration_faults_have_ten_minutes(void **state)
     sink_close(s);
 }
 
+/* A server that needs 50 ms a row, and a client that waits a second for a statement: the flush goes
+ * through in the end, though lookups succeed between its tries, and each row is there once. */
+static void pieces_shrink_where_no_answer_comes_in_time(void **state)
+{
+    enum { ROWS = 60, TRIES = 20 };
+    (void)state;
+    struct sink *s = fresh();
+    struct result rows[ROWS];
+    const struct result *list[ROWS];
+    char ids[ROWS][8];
+    struct commit_counts counts;
+    struct err err = {0};
+    int rc = E_RETRY, tries = 0;
+    for (int i = 0; i < ROWS; i++) {
+        snprintf(ids[i], sizeof ids[i], "id%02d", i);
+        rows[i] = make_result(ids[i], STR("x"), RESULT_OK);
+        list[i] = &rows[i];
+    }
+    struct commit c = {.results = list, .n_results = ROWS, .now_ns = now};
+    ((struct sink_postgres *)s)->pg.statement_ns = 1000000000;
+    run_sql("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM "
+            "pg_sleep(0.05); RETURN NEW; END $$");
+    run_sql("CREATE TRIGGER slow BEFORE INSERT ON tranche.results FOR EACH ROW EXECUTE FUNCTION "
+            "slow()");
+    for (; rc == E_RETRY && tries < TRIES; tries++) {
+        struct lookup l[1] = {{.key = rows[0].key, .sha256 = rows[0].request_sha256}};
+        err = (struct err){0};
+        rc = s->ops->commit(s, &c, &counts, &err);
+        for (int i = 0; i < 12 && rc == E_RETRY; i++)
+            (void)s->ops->lookup(s, l, 1, &(struct err){0});
+    }
+    run_sql("DROP TRIGGER slow ON tranche.results");
+    run_sql("DROP FUNCTION slow");
+    if (rc < 0)
+        fail_msg("%d tries: %s", tries, err.msg);
+    assert_true(tries > 1);
+    assert_true(((struct sink_postgres *)s)->policy.piece_rows < ROWS);
+    assert_int_equal(ask("SELECT count(*) FROM tranche.results"), ROWS);
+    assert_int_equal(ask("SELECT rows_ok FROM tranche.batches"), ROWS);
+    sink_close(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -251,6 +294,7 @@ int main(void)
         cmocka_unit_test(dead_letters_are_there_once),
         cmocka_unit_test(progress_never_goes_back),
         cmocka_unit_test(large_rows_go_in_pieces),
+        cmocka_unit_test(pieces_shrink_where_no_answer_comes_in_time),
         cmocka_unit_test(configuration_faults_have_ten_minutes),
     };
     return cmocka_run_group_tests(tests, group_up, group_down);

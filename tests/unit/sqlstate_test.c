@@ -92,9 +92,17 @@ static void timeouts_halve_and_success_grows_back(void **state)
         assert_int_equal(p.piece_rows, want);
     }
     assert_int_equal(failed(&p, SQL_TIMEOUT, 0), SQL_LATER);
+    sql_policy_succeeded(&p); /* a lookup: says nothing about pieces */
+    assert_int_equal(p.piece_rows, 1);
     for (int i = 0; i < 12; i++)
-        sql_policy_succeeded(&p);
+        sql_policy_widen(&p);
     assert_int_equal(p.piece_rows, 1000);
+    sql_policy_narrow(&p, 90); /* as many as it held, of 1,000 that it might have */
+    assert_int_equal(p.piece_rows, 45);
+    sql_policy_narrow(&p, 90);
+    assert_int_equal(p.piece_rows, 22);
+    sql_policy_narrow(&p, 1);
+    assert_int_equal(p.piece_rows, 1);
 }
 
 static void configuration_gives_up_after_ten_minutes(void **state)

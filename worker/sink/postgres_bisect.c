@@ -227,6 +227,7 @@ static int settle(struct settling *g, struct commit_part *part)
     }
     g->counts->dead_letters += part->fresh_dead_letters;
     postgres_succeeded(g->s);
+    sql_policy_widen(&g->s->policy);
     return E_OK;
 }
 

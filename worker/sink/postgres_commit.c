@@ -227,6 +227,8 @@ static int put_results(struct sink_postgres *s, struct commit_part *part,
             s->arrays.bytes < PIECE_BYTES_MAX)
             continue;
         rc = put_piece(s, part->rows + from, i + 1 - from, f);
+        if (rc < 0 && f->late) /* a slow link never takes one of this size */
+            sql_policy_narrow(&s->policy, (int32_t)(i + 1 - from));
         from = i + 1;
     }
     for (size_t i = 0; i < part->n_rows && rc >= 0; i++) {

@@ -265,6 +265,13 @@ static int lost(struct postgres *p, const char *text, struct postgres_failure *f
     return E_RETRY;
 }
 
+static int lost_late(struct postgres *p, struct postgres_failure *f)
+{
+    int rc = lost(p, "no answer to a statement in time", f);
+    f->late = true;
+    return rc;
+}
+
 /* Everything sent and all answers read; *out gets the last, and the first failure wins. */
 static int finish(struct postgres *p, PGresult **out, struct postgres_failure *f)
 {
@@ -273,7 +280,7 @@ static int finish(struct postgres *p, PGresult **out, struct postgres_failure *f
     PGresult *result;
     while ((flushed = PQflush(p->conn)) == 1) {
         if (!wait_for(p, POLLIN | POLLOUT, deadline))
-            return lost(p, "no answer to a statement in time", f);
+            return lost_late(p, f);
         if (!PQconsumeInput(p->conn))
             return lost(p, NULL, f);
     }
@@ -282,7 +289,7 @@ static int finish(struct postgres *p, PGresult **out, struct postgres_failure *f
     for (;;) {
         while (PQisBusy(p->conn)) {
             if (!wait_for(p, POLLIN, deadline))
-                return lost(p, "no answer to a statement in time", f);
+                return lost_late(p, f);
             if (!PQconsumeInput(p->conn))
                 return lost(p, NULL, f);
         }

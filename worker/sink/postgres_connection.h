@@ -34,6 +34,7 @@ struct postgres {
 struct postgres_failure {
     char code[6]; /* SQLSTATE; "": the link failed */
     enum sql_action action;
+    bool late; /* no answer within statement_ns: the link was cut, what became of it is not known */
     char text[180];
 };
 

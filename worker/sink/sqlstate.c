@@ -115,5 +115,14 @@ void sql_policy_succeeded(struct sql_policy *p)
     retry_reset(&p->retry);
     p->conflicts = p->unknowns = 0;
     p->config_since_ns = -1;
+}
+
+void sql_policy_narrow(struct sql_policy *p, int32_t rows)
+{
+    p->piece_rows = TR_MAX(TR_MIN(p->piece_rows, rows) / 2, 1);
+}
+
+void sql_policy_widen(struct sql_policy *p)
+{
     p->piece_rows = TR_MIN(p->piece_rows * 2, p->piece_rows_max);
 }

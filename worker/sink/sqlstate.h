@@ -36,6 +36,10 @@ struct sql_policy {
 void sql_policy_open(struct sql_policy *p, int32_t piece_rows_max, uint64_t seed);
 enum sql_step sql_policy_failed(struct sql_policy *p, enum sql_action action, int64_t now_ns,
                                 int64_t *wait_ns);
-void sql_policy_succeeded(struct sql_policy *p);
+void sql_policy_succeeded(struct sql_policy *p); /* any statement */
+/* The size of the pieces: one of so many rows got no answer in time; all of a commit went through.
+ * A short statement that goes through says nothing about it. */
+void sql_policy_narrow(struct sql_policy *p, int32_t rows);
+void sql_policy_widen(struct sql_policy *p);
 
 #endif
