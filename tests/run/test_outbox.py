@@ -275,12 +275,13 @@ def test_a_source_of_any_length_stays_whole(kafka_site):
 def test_refusals(redis_site):
     site = redis_site
 
-    def refusal(*options, db=site.db):
+    def refusal(*options, db=site.db, want=64):
         return site.call("worker", *SIM, "--source", site.source, "--db", db, "--connect-timeout",
-                         "1s", *options, want=64).stderr.decode()
+                         "1s", *options, want=want).stderr.decode()
 
     assert "another queue" in refusal("--dead-letters-to", site.source)
-    assert "no such stream" in refusal("--dead-letters-to", site.server.url("nowhere"))
+    assert "no such stream" in refusal("--dead-letters-to", site.server.url("nowhere"),
+                                       want=65)
     assert "postgres://" in refusal("--dead-letters-to", site.to, db="rows.db")
 
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as xml
 
-RAW = "tests/bench/results/2026-11-26-h100-whole.json"
+RAW = "tests/bench/results/2026-11-27-h200-whole.json"
 
 
 def draw(root, source, out):

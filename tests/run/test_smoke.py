@@ -209,7 +209,7 @@ def test_what_is_wrong_before_anything_is_sent(road, redis):
 def test_a_queue_that_takes_nothing(road):
     road.queue += "_misspelt"
     code, _, err = road.smoke("--connect-timeout", "2s")
-    assert code == 64 and "queue write: " in err and "no such stream" in err, err
+    assert code == 65 and "queue write: " in err and "no such stream" in err, err
     road.queue = "redis://127.0.0.1:1/jobs"
     code, _, err = road.smoke("--connect-timeout", "0s")
     assert code == 69 and "queue write: " in err, err
