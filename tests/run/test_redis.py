@@ -12,6 +12,7 @@ import pytest
 import redis
 from redis_server import (Server, acknowledged, at_rest, certificates, expire, free_port, group,
                           wait_until)
+from tcp_proxy import Proxy
 
 SEED = int(os.environ.get("TRANCHE_SEED", "1"))
 KILLS = int(os.environ.get("TRANCHE_REDIS_KILLS", "24"))
@@ -626,4 +627,22 @@ def test_a_silent_server_is_left_at_the_deadline(server, worker, tmp_path):
     server.process.send_signal(signal.SIGCONT)
     assert w.wait(60) == 0
     assert rows(tmp_path, "SELECT count(*) FROM results WHERE status = 'ok'") == [(400,)]
+    assert at_rest(client)
+
+
+def test_a_link_too_slow_for_a_whole_reply(server, worker, tmp_path):
+    """6 MB at 600 kB/s: more than a reply has time for, so less is asked for at once."""
+    client = server.client()
+    for i in range(96):
+        client.xadd("jobs", {"job": json.dumps({"id": f"big{i}", "prompt": "x" * (64 << 10)})})
+
+    def slow(direction, data, _):
+        if direction == "down":
+            time.sleep(len(data) / 600_000)
+        return len(data)
+
+    with Proxy("127.0.0.1", server.port, slow) as proxy:
+        w = worker(server, url=f"redis://127.0.0.1:{proxy.port}/jobs", lease="30s", idle="3s")
+        assert w.wait(90) == 0, w.log.read_text()[-2000:]
+    assert rows(tmp_path, "SELECT count(*) FROM results") == [(96,)]
     assert at_rest(client)

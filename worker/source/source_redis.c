@@ -176,6 +176,7 @@ static int read_autoclaimed(struct source_redis *r, size_t count, struct err *er
 static int fetch(struct source_redis *r, size_t count, int64_t wait_ns, struct err *err)
 {
     struct redis_group *g = &r->stream.group;
+    const int64_t from = now_ns(r);
     bool own = r->own, fresh = false;
     int rc;
     redis_limit_reply(r->stream.connection, count == 1 ? REPLY_ONE_MAX : REPLY_MAX);
@@ -192,13 +193,15 @@ static int fetch(struct source_redis *r, size_t count, int64_t wait_ns, struct e
     if (rc == E_OK && (rc = enter(r, err)) < 0)
         unsee(r);
     if (rc < 0) {
-        if (strcmp(err->type, "redis_too_large") == 0)
+        /* Too much for its limit, or for its time on a slow link: less is asked for. */
+        if (strcmp(err->type, "redis_too_large") == 0 || strcmp(err->type, "redis_timeout") == 0)
             r->count_max = TR_MAX(count / 8, (size_t)1);
         return rc;
     }
     r->quiet = fresh && (!r->entries || r->entries->elements == 0);
     r->own = own && r->entries && r->entries->elements > 0;
-    r->count_max = TR_MIN(r->count_max * 2, (size_t)SOURCE_CLAIM_MAX);
+    if (now_ns(r) - from < SECOND_NS)
+        r->count_max = TR_MIN(r->count_max * 2, (size_t)SOURCE_CLAIM_MAX);
     return E_OK;
 }
 
