@@ -51,7 +51,8 @@ DEVICE void barrier_arrive_at(uint32_t barrier, uint32_t cta)
 
 /* How the tensor copy engine sees a matrix [rows, cols]: boxes of `box_rows` rows of 64 values,
  * 128-byte swizzled; rows and columns beyond the last are zeros. data stays the caller's.
- * cudaErrorNotSupported: the driver has no encoder; cudaErrorInvalidValue: it refuses the matrix. */
+ * cudaErrorNotSupported: the driver has no encoder; cudaErrorInvalidValue: it refuses the matrix.
+ */
 cudaError_t box_map(CUtensorMap *map, const bf16 *data, int64_t rows, int64_t cols, int box_rows);
 
 #endif
