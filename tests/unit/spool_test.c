@@ -10,6 +10,16 @@
 
 #include "tests/unit/spool_folder.h"
 
+/* Linked with --wrap=fdatasync (CMakeLists.txt). */
+static int n_synced;
+int __real_fdatasync(int fd);
+int __wrap_fdatasync(int fd);
+int __wrap_fdatasync(int fd)
+{
+    n_synced++;
+    return __real_fdatasync(fd);
+}
+
 static void rows_of_this_process_and_of_the_one_before(void **state)
 {
     (void)state;
@@ -162,6 +172,86 @@ static void many_segments(void **state)
     free(big);
 }
 
+/* One row of its own, n bytes larger than a small one. */
+static int append_large(struct spool *s, int i, size_t n)
+{
+    char id[16], *large = malloc(n + 1);
+    struct err err = {0};
+    assert_non_null(large);
+    memset(large, 'z', n);
+    large[n] = '\0';
+    snprintf(id, sizeof id, "j%d", i);
+    struct result r = row(id, id);
+    r.raw = str_of(large);
+    const struct result *at = &r;
+    struct commit c = {.results = &at, .n_results = 1};
+    int rc = spool_append(s, &c, &err);
+    free(large);
+    return rc;
+}
+
+/* A last row that fills the buffer is written before its commit's end: the sync must follow. */
+static void each_append_is_synced(void **state)
+{
+    (void)state;
+    const size_t sizes[] = {2 << 20, 100, 1 << 20, 3 << 20};
+    struct spool *s = open_with(opts());
+    for (int i = 0; i < (int)TR_COUNT(sizes); i++) {
+        n_synced = 0;
+        assert_int_equal(append_large(s, i, sizes[i]), E_OK);
+        assert_true(n_synced > 0);
+    }
+    spool_close(s);
+}
+
+/* Replay reads a segment whole: small appends must not let one grow to the spool's limit. */
+static void small_appends_fill_many_segments(void **state)
+{
+    (void)state;
+    enum { ROWS = 40, BYTES = 900000 };
+    struct spool_replayed done;
+    struct err err = {0};
+    char path[128];
+    struct stat st;
+    int n = 0;
+    struct spool *s = open_with(opts());
+    for (int i = 0; i < ROWS; i++)
+        assert_int_equal(append_large(s, i, BYTES), E_OK);
+    for (;; n++) {
+        snprintf(path, sizeof path, "%s/%08d.seg", dir, n + 1);
+        if (stat(path, &st) != 0)
+            break;
+        assert_in_range(st.st_size, 1, 17 << 20);
+    }
+    assert_int_equal(n, 3);
+    assert_int_equal(replay(s, &done, &err), E_OK);
+    expect_kept(0, ROWS);
+    spool_close(s);
+}
+
+/* What is refused behind a full segment leaves that segment whole. */
+static void refused_behind_a_full_segment(void **state)
+{
+    (void)state;
+    struct spool_replayed done;
+    struct err err = {0};
+    struct spool_opts o = opts();
+    o.bytes = 17500000; /* 19 rows, which fill a segment, and not a 20th */
+    struct spool *s = open_with(o);
+    for (int i = 0; i < 19; i++)
+        assert_int_equal(append_large(s, i, 900000), E_OK);
+    int64_t before = spool_bytes(s);
+    assert_in_range(before, 16 << 20, o.bytes);
+    assert_int_equal(append_large(s, 19, 900000), E_RETRY);
+    assert_int_equal(spool_bytes(s), before);
+    assert_false(is_there("00000002.seg"));
+    assert_int_equal(append_large(s, 19, 100), E_OK); /* what fits still goes in */
+    assert_int_equal(replay(s, &done, &err), E_OK);
+    assert_int_equal(done.torn_bytes + done.damaged, 0);
+    expect_kept(0, 20);
+    spool_close(s);
+}
+
 static void refuse(struct spool_opts o, const char *a, const char *b)
 {
     struct spool *s = NULL;
@@ -241,6 +331,9 @@ int main(void)
         WITH_FOLDER(own_rows_that_vanish_are_fatal),
         WITH_FOLDER(full_takes_all_of_a_commit_or_nothing),
         WITH_FOLDER(many_segments),
+        WITH_FOLDER(each_append_is_synced),
+        WITH_FOLDER(small_appends_fill_many_segments),
+        WITH_FOLDER(refused_behind_a_full_segment),
         WITH_FOLDER(anothers_rows_are_refused),
         WITH_FOLDER(two_processes_do_not_share),
         WITH_FOLDER(a_disk_that_refuses),

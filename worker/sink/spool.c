@@ -274,10 +274,11 @@ static int begin_segment(struct spool *s, struct err *err)
     return rc;
 }
 
-/* The buffer goes to the disk where it is long, or where more is asked for. */
+/* The buffer goes to the disk where it is long; `all`: whatever it holds, and what is there is
+ * synced, also where the last row has filled the buffer and was written already. */
 static int pass_on(struct spool *s, bool all, struct err *err)
 {
-    if (s->buffer.len == 0 || (!all && s->buffer.len < WRITE_BYTES && !s->buffer.failed))
+    if (!all && s->buffer.len < WRITE_BYTES && !s->buffer.failed)
         return E_OK;
     int rc = write_out(s, err);
     if (rc >= 0 && (all || s->length >= (int64_t)SEGMENT_BYTES) && fdatasync(s->fd) != 0)
@@ -326,6 +327,9 @@ static void undo(struct spool *s, uint32_t number, int64_t length, int64_t bytes
 
 int spool_append(struct spool *s, const struct commit *c, struct err *err)
 {
+    if (s->length >=
+        (int64_t)SEGMENT_BYTES) /* small appends have filled it: replay reads it whole */
+        spool_end_segment(s);
     int64_t length = s->length, bytes = s->bytes;
     uint32_t number = s->next;
     int rc = s->fd < 0 ? begin_segment(s, err) : E_OK;
