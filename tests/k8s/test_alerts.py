@@ -82,6 +82,8 @@ CASES = [
     # name, what differs from WELL, minute, alerts that fire then
     ("well", {}, 50, set()),
     ("no row, with work", {own("rows_total", 'status="ok"'): "0+60x10 600x50"}, 45, {"TrancheRowsStop"}),
+    ("no row, with messages left", {own("rows_total", 'status="ok"'): "0+60x10 600x50", own("outstanding_messages"): "0x60",
+                                    own("waiting_jobs"): "0x60"}, 45, {"TrancheRowsStop"}),
     ("no row for a quarter", {own("rows_total", 'status="ok"'): "0+60x10 600x50"}, 30, set()),
     ("no row, no work", {own("rows_total", 'status="ok"'): "0+60x10 600x50", own("outstanding_messages"): "0x60",
                          own("source_lag_messages"): "0x60", READ: "0x60"}, 45, set()),
@@ -109,6 +111,17 @@ CASES = [
                                      own("source_lag_messages").replace('"a"', '"b"'): "200x60"}, 35, set()),
     ("retention comes near", {own("source_retained_messages"): "5000-20x60"}, 50, {"TrancheRetentionNears"}),
     ("retention is slow", {own("source_retained_messages"): "50000-20x60"}, 50, set()),
+    ("a segment goes, half of what was kept", {own("source_lag_messages"): "100x60", READ: "100x60",
+                                               own("source_retained_messages"): "500000x30 250000x30"}, 50, set()),
+    ("a segment goes, a fifth, read as it comes", {
+        own("source_lag_messages"): "100x60", READ: "100x60",
+        own("source_retained_messages"): "500000+100x30 402400+100x30"}, 50, set()),
+    ("a backlog larger than what is left", {own("source_lag_messages"): "3500x60", READ: "3500x60",
+                                            own("source_retained_messages"): "5000-40x60"}, 50, {"TrancheRetentionNears"}),
+    ("a backlog larger than that, another pod's", {
+        own("source_lag_messages"): "2000x60", READ: "4000x60", own("source_retained_messages"): "5000-40x60",
+        own("source_lag_messages").replace('"a"', '"b"'): "2000x60",
+        SOURCE.replace('pod="a"', 'pod="b"'): "1x60"}, 50, set()),
     ("a log that lost nothing", {own("source_retained_messages"): "0x60"}, 50, set()),
     ("KEDA sees nothing", {READ: "0x60"}, 35, {"TrancheKedaDisagrees"}),
     ("KEDA sees what is done", {READ: "24x60", own("source_lag_messages"): "0x60", own("waiting_jobs"): "0x60"}, 35,
