@@ -556,6 +556,29 @@ EXPORT_JOBS = [
 ]
 
 
+def test_export_tells_a_crashed_job_once(desk, redis):
+    """It has a `dead` row and a dead letter; another request under its id is told as well."""
+    on_redis(desk, redis)
+    desk.submit([*jobs(10), json.dumps({"id": "p", "prompt": "bad \u0001", "max_tokens": 8})], "b")
+    desk.work("--sim-poison-id", "1")
+    assert [tuple(r) for r in desk.ask("SELECT custom_id, reason FROM dead_letters")] == \
+        [("p", "crashed")]
+    errors = desk.folder / "errors.jsonl"
+    export = ("export", "--db", desk.db, "--batch", "b", "--output", "ok.jsonl", "--errors", errors)
+
+    def told():
+        desk.call(*export)
+        assert len((desk.folder / "ok.jsonl").read_text().splitlines()) == 10
+        lines = [json.loads(line) for line in errors.read_text().splitlines()]
+        assert {i["custom_id"] for i in lines} == {"p"}
+        return [(i["response"]["status_code"], i["response"]["body"]["error"]["code"])
+                for i in lines]
+    assert told() == [(500, "crashed")]
+    desk.submit([json.dumps({"id": "p", "prompt": "another"})], "c", "--batch", "b")
+    desk.work()
+    assert told() == [(500, "crashed"), (400, "id_conflict")]
+
+
 @pytest.mark.parametrize("on", ["redis", "kafka"])
 def test_export_has_the_queues_order(desk, on, request):
     server = request.getfixturevalue("redis" if on == "redis" else "broker")

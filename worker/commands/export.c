@@ -47,6 +47,10 @@ enum column {
     COL_CACHED_TOKENS,
     COL_CREATED
 };
+/* A job given up after crashes has both, and the row says it. Another letter of its id stays. */
+#define NO_DEAD_ROW                                                                                \
+    "NOT EXISTS (SELECT 1 FROM results s WHERE s.run=l.run AND s.batch_id=l.batch_id AND "         \
+    "s.custom_id=l.custom_id AND s.status='dead' AND s.error_code=l.reason)"
 /* Input order: file line, else a broker's partition and offset, else a stream's id, whose two
  * halves are numbers. The sorter of SQLite sees keys alone, and the rows are looked up behind it: a
  * batch is larger than memory. */
@@ -57,8 +61,9 @@ static const char sqlite_sql[] =
     "r.prompt_tokens, r.completion_tokens, r.reasoning_tokens, r.cached_tokens, strftime('%s', "
     "r.finished_at) FROM (SELECT * FROM (SELECT 0 AS kind, rowid AS id, source AS j, custom_id "
     "FROM results WHERE run=$1 AND batch_id=$2 UNION ALL SELECT 1, rowid, source, custom_id FROM "
-    "dead_letters WHERE run=$1 AND batch_id=$2) ORDER BY j->>'$.topic', j->>'$.partition', "
-    "coalesce(j->>'$.line', j->>'$.offset', j->>'$.position'), CAST(j->>'$.id' AS integer), "
+    "dead_letters l WHERE run=$1 AND batch_id=$2 AND " NO_DEAD_ROW
+    ") ORDER BY j->>'$.topic', j->>'$.partition', "
+    "coalesce(j->>'$.line', j->>'$.offset', j->>'$.position', 0), CAST(j->>'$.id' AS integer), "
     "CAST(substr(j->>'$.id', instr(j->>'$.id', '-') + 1) AS integer), custom_id, kind LIMIT -1) k "
     "LEFT JOIN results r ON k.kind=0 AND r.rowid=k.id "
     "LEFT JOIN dead_letters d ON k.kind=1 AND d.rowid=k.id";
@@ -70,11 +75,11 @@ static const char postgres_sql[] =
     "prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, finished_at, "
     "source::json AS j FROM "
     "results WHERE run=$1 AND batch_id=$2 UNION ALL SELECT 1, custom_id, 'invalid', NULL, NULL, "
-    "NULL, reason, detail, NULL, NULL, 0, 0, 0, 0, NULL, source::json FROM dead_letters WHERE "
-    "run=$1 AND "
-    "batch_id=$2) x ORDER BY (j->>'topic') COLLATE \"C\" NULLS FIRST, (j->>'partition')::bigint "
-    "NULLS FIRST, coalesce((j->>'line')::bigint, (j->>'offset')::bigint, (j->>'position')::bigint) "
-    "NULLS FIRST, split_part(j->>'id', '-', 1)::numeric NULLS FIRST, split_part(j->>'id', '-', "
+    "NULL, reason, detail, NULL, NULL, 0, 0, 0, 0, NULL, source::json FROM dead_letters l WHERE "
+    "run=$1 AND batch_id=$2 AND " NO_DEAD_ROW
+    ") x ORDER BY (j->>'topic') COLLATE \"C\" NULLS FIRST, (j->>'partition')::bigint "
+    "NULLS FIRST, coalesce((j->>'line')::bigint, (j->>'offset')::bigint, (j->>'position')::bigint, "
+    "0), split_part(j->>'id', '-', 1)::numeric NULLS FIRST, split_part(j->>'id', '-', "
     "2)::numeric NULLS FIRST, custom_id NULLS FIRST, kind";
 
 static struct str column(const struct query *q, enum column at)
