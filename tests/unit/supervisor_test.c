@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,8 +33,8 @@ struct script {
     } seen[CHILDREN];
     int deaths_at_first; /* children that die of `how` before one that ends well */
     int how;             /* a signal; 0: a hang; -1: memory; -70: exit 70; -71: 70 before it ran */
-    bool leave_unrecorded, rows, outside, slow_end;
-    int code;
+    bool leave_unrecorded, rows, outside, slow_end, arms;
+    int code, interrupts;
 };
 static struct script *script;
 
@@ -99,6 +101,8 @@ static int child(void *ctx, struct supervised *self, enum child_task task)
         atomic_store(&self->rows, 5);
     if (i < script->deaths_at_first)
         die(self, script->how);
+    if (script->arms && i == 0)
+        supervised_arm(self, 3, false);
     while (script->slow_end)
         usleep(1000);
     _exit(script->code);
@@ -106,7 +110,7 @@ static int child(void *ctx, struct supervised *self, enum child_task task)
 
 static int run(int deaths, int how, int32_t restarts)
 {
-    struct supervisor_opts o = {.watchdog_ns = 400000000,
+    struct supervisor_opts o = {.watchdog_ns = how == -1 ? 0 : 400000000, /* it swells slowly */
                                 .memory = 256 << 20,
                                 .restarts = restarts,
                                 .clock = clock_system()};
@@ -291,6 +295,147 @@ static void an_ignored_hangup_stays_ignored(void **state)
     assert_int_equal(script->n, 1);
 }
 
+static int end_of(pid_t parent)
+{
+    int status = 0;
+    for (int i = 0; i < 30000; i++, usleep(1000))
+        if (waitpid(parent, &status, WNOHANG) == parent)
+            return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    kill(parent, SIGKILL); /* its child goes with it */
+    waitpid(parent, &status, 0);
+    fail_msg("it has not ended");
+    return -1;
+}
+
+/* Whoever started it may have had it ignored: the kernel then keeps no child's end. */
+static void an_ignored_sigchld_hides_no_end(void **state)
+{
+    (void)state;
+    for (int deaths = 0; deaths < 2; deaths++) {
+        memset(script, 0, sizeof *script);
+        script->code = 3;
+        pid_t parent = fork();
+        if (parent == 0) {
+            signal(SIGCHLD, SIG_IGN);
+            _exit(run(deaths, SIGSEGV, 20));
+        }
+        assert_int_equal(end_of(parent), 3);
+        assert_int_equal(script->n, deaths + 1);
+    }
+}
+
+static void *ignore_later(void *arg)
+{
+    while (script->n == 0)
+        usleep(1000);
+    signal(SIGCHLD, SIG_IGN);
+    script->slow_end = false;
+    return arg;
+}
+
+/* Somebody else took it. The next child is waited for again. */
+static void an_end_that_is_lost_is_an_end(void **state)
+{
+    (void)state;
+    for (int deaths = 0; deaths < 2; deaths++) {
+        memset(script, 0, sizeof *script);
+        script->slow_end = true;
+        script->arms = deaths;
+        pid_t parent = fork();
+        if (parent == 0) {
+            pthread_t thread;
+            sigset_t chld;
+            sigemptyset(&chld);
+            sigaddset(&chld, SIGCHLD);
+            sigprocmask(SIG_BLOCK, &chld, NULL);
+            pthread_create(&thread, NULL, ignore_later, NULL);
+            _exit(run(0, 0, 20));
+        }
+        assert_int_equal(end_of(parent), deaths ? EXIT_WELL : EXIT_ENGINE);
+        assert_int_equal(script->n, deaths + 1);
+    }
+}
+
+/* ---- Ctrl-C, which a terminal sends to the whole group and the parent passes on to nobody ---- */
+static int terminal;
+static bool press_before, press_behind;
+
+static void press(bool now)
+{
+    sigset_t pending;
+    if (!now || write(terminal, "\x03", 1) != 1)
+        return;
+    do
+        sigpending(&pending);
+    while (!sigismember(&pending, SIGINT));
+}
+
+static void before_fork(void)
+{
+    press(press_before);
+}
+
+static void behind_fork(void)
+{
+    press(press_behind);
+}
+
+static void count_interrupt(int number)
+{
+    script->interrupts += number == SIGINT;
+    script->slow_end = false;
+}
+
+/* In a terminal of its own; what happens at the supervisor's fork is pressed there. */
+static void in_terminal(bool before_run)
+{
+    setsid();
+    terminal = posix_openpt(O_RDWR | O_NOCTTY);
+    if (grantpt(terminal) != 0 || unlockpt(terminal) != 0 ||
+        open(ptsname(terminal), O_RDWR) < 0) /* the leader's first: it controls the session */
+        _exit(100);
+    if (before_run) {
+        sigset_t set;
+        sigemptyset(&set);
+        sigaddset(&set, SIGINT);
+        sigprocmask(SIG_BLOCK, &set, NULL);
+        press(true);
+    }
+    pthread_atfork(before_fork, behind_fork, NULL);
+    _exit(run(0, 0, 20));
+}
+
+static void an_interrupt_before_the_start_starts_nothing(void **state)
+{
+    (void)state;
+    script->slow_end = true;
+    pid_t parent = fork();
+    if (parent == 0)
+        in_terminal(true);
+    assert_int_equal(end_of(parent), EXIT_INTERRUPTED);
+    assert_int_equal(script->n, 0);
+}
+
+static void an_interrupt_at_the_fork_reaches_the_child(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        memset(script, 0, sizeof *script);
+        script->slow_end = true;
+        script->code = 3;
+        pid_t parent = fork();
+        if (parent == 0) {
+            press_before = i % 2 == 0;
+            press_behind = i % 2 == 1;
+            signal(SIGINT, i < 2 ? SIG_DFL : count_interrupt);
+            in_terminal(false);
+        }
+        assert_int_equal(end_of(parent), i < 2 ? EXIT_INTERRUPTED : 3);
+        if (i >= 2)
+            assert_true(script->interrupts >= 1);
+    }
+}
+
 static void wait_statuses_are_read_well(void **state)
 {
     (void)state;
@@ -328,6 +473,10 @@ int main(void)
         WITH_SCRIPT(a_stop_is_passed_on_and_ends_the_restarts),
         WITH_SCRIPT(a_stop_before_the_handlers_is_no_death),
         WITH_SCRIPT(an_ignored_hangup_stays_ignored),
+        WITH_SCRIPT(an_ignored_sigchld_hides_no_end),
+        WITH_SCRIPT(an_end_that_is_lost_is_an_end),
+        WITH_SCRIPT(an_interrupt_before_the_start_starts_nothing),
+        WITH_SCRIPT(an_interrupt_at_the_fork_reaches_the_child),
         cmocka_unit_test(wait_statuses_are_read_well),
         cmocka_unit_test(memory_is_known),
     };

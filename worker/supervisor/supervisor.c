@@ -29,6 +29,7 @@ struct supervisor {
     sigset_t set, before;
     pid_t child;
     bool alive, stopped; /* stopped: by a signal, as a debugger does */
+    bool fresh;          /* what is pending may be from before the fork */
     int status;          /* once it is not alive */
     int stop;            /* the first signal that asks for an end; 0: none */
     enum death_cause killed;
@@ -72,28 +73,41 @@ static void reap(struct supervisor *v)
         v->status = status;
         v->alive = false;
     }
+    if (pid < 0 && errno == ECHILD && v->alive) { /* its number may be another process's by now */
+        LOG(LOG_ERROR, "worker_end_unknown", LOG_S("process", v->shared->process));
+        v->status = EXIT_ENGINE << 8;
+        v->alive = false;
+    }
 }
 
-/* What a terminal sends goes to the child too, without us. */
+/* What a terminal sends goes to the child too, without us: to one that is there already. The child
+ * takes two that come together for one. */
 static void on_signal(struct supervisor *v, const siginfo_t *info)
 {
-    if (info->si_signo == SIGCHLD) {
-        reap(v);
+    if (info->si_signo == SIGCHLD)
         return;
-    }
     if (!v->stop)
         v->stop = info->si_signo;
-    if (v->alive && info->si_code != SI_KERNEL)
+    if (v->alive && (v->fresh || info->si_code != SI_KERNEL))
         kill(v->child, info->si_signo);
 }
 
-/* Sleeps until a signal or the time is over. */
-static void wait_signal(struct supervisor *v, int64_t ns)
+/* Sleeps until a signal or the time is over: false. An end need not come with a signal. */
+static bool wait_signal(struct supervisor *v, int64_t ns)
 {
     struct timespec timeout = {ns / 1000000000, ns % 1000000000};
     siginfo_t info;
-    if (sigtimedwait(&v->set, &info, &timeout) > 0)
+    bool came = sigtimedwait(&v->set, &info, &timeout) > 0;
+    if (came)
         on_signal(v, &info);
+    reap(v);
+    return came;
+}
+
+static void take_pending(struct supervisor *v)
+{
+    while (wait_signal(v, 0))
+        ;
 }
 
 static void end_child(struct supervisor *v, enum death_cause cause)
@@ -143,6 +157,7 @@ static bool start_child(struct supervisor *v)
     v->starved = memory_kills();
     v->started_ns = v->tick_ns = clock_mono_ns(v->opts.clock);
     fflush(NULL);
+    signal(SIGCHLD, SIG_DFL); /* where it is ignored, as it may be from before us, no end is told */
     v->child = fork();
     v->alive = v->child > 0;
     if (v->child == 0) {
@@ -156,6 +171,9 @@ static bool start_child(struct supervisor *v)
         LOG(LOG_ERROR, "worker_not_started", LOG_S("error", strerror(errno)));
         v->status = EXIT_ENGINE << 8;
     }
+    v->fresh = true;
+    take_pending(v);
+    v->fresh = false;
     return true;
 }
 
@@ -192,7 +210,7 @@ static bool worth_another(const struct supervisor *v)
 
 static int exit_code(const struct supervisor *v)
 {
-    if (WIFEXITED(v->status) && !atomic_load(&v->shared->fatal))
+    if (v->child && WIFEXITED(v->status) && !atomic_load(&v->shared->fatal))
         return WEXITSTATUS(v->status);
     return v->stop == SIGINT ? EXIT_INTERRUPTED : v->stop ? EXIT_TERMINATED : EXIT_ENGINE;
 }
@@ -239,6 +257,10 @@ static bool stopped_early(const struct supervisor *v)
 /* One child from start to end. True: another one is to follow. False, *child: this is the child. */
 static bool one_child(struct supervisor *v, bool *child)
 {
+    *child = false;
+    take_pending(v);
+    if (v->stop)
+        return false;
     *child = !start_child(v);
     if (*child)
         return false;
@@ -267,6 +289,7 @@ static int supervise(struct supervisor *v, child_main *main, void *ctx)
         ;
     if (child)
         return main(ctx, v->shared, CHILD_WORK);
+    take_pending(v); /* not for the one that only records */
     int code = exit_code(v);
     if (v->n_deaths == 0)
         return code;
