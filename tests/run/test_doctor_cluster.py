@@ -65,6 +65,11 @@ def claim(phase, name="tranche-models"):
             "status": {"phase": phase}}
 
 
+def quota(*names, hard="0", used="0", **spec):
+    return [{"kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": spec, "status": {
+        "hard": dict.fromkeys(names, hard), "used": dict.fromkeys(names, used)}}]
+
+
 def mount(volume, rest):
     return f'MountVolume.SetUp failed for volume "{volume}" : {rest}'
 
@@ -155,12 +160,16 @@ CASES = [
      "fault", "user 65532, group 65532, fsGroup none"),
     (ended(65, message="tranche worker: /data: cannot make: Read-only file system"), "owner", "fault",
      "container is read-only"),
+    (ended(65, message="tranche smoke: database, nothing was sent: postgres db.example.org/llm: read: "
+           "permission denied for table results"), "roles", "fault", "lacks a right: tranche smoke"),
+    (ended(65, message="tranche migrate: postgres db.example.org/llm: permission denied to create role"),
+     "roles", "fault", "lacks a right of its own: tranche migrate"),
     (ended(137, "OOMKilled"), "memory", "fault", "the limit is 16Gi"),
     (ended(137, "OOMKilled", last=True), "memory", "fault", "the limit is 16Gi"),
     (ended(3), "exit", "warn", "rows failed"),
     (ended(64, message="tranche worker: --slots: want 0 to 4096, found 9999"), "exit", "fault",
      "found 9999"),
-    (ended(65), "exit", "fault", "model folder, rights or schema"),
+    (ended(65), "exit", "fault", "model folder, rights, schema or queue"),
     (ended(69, last=True), "exit", "fault", "not reached"),
     (ended(70), "exit", "warn", "GPU was lost"),
     (ended(74), "exit", "fault", "output cannot be written"),
@@ -242,6 +251,8 @@ CASES = [
         "hard": {"requests.nvidia.com/gpu": "8", "requests.memory": "128Gi", "pods": "50"},
         "used": {"requests.nvidia.com/gpu": "8", "requests.memory": "64Gi", "pods": "9"}}}], "quota",
      "warn", "requests.nvidia.com/gpu is used up: 8 of 8"),
+    (quota("requests.nvidia.com/gpu"), "quota", "warn", "requests.nvidia.com/gpu is used up: 0 of 0"),
+    (quota("count/jobs.batch"), "quota", "warn", "count/jobs.batch is used up: 0 of 0"),
     (pod(phase="Running", conditions=[{"type": "Ready", "status": "False"}]), "probe", "warn",
      "is not ready"),
     ([], "pod", "warn", "no pods"),
@@ -306,6 +317,58 @@ def test_well_and_stale(look):
     crashed = ended(69, last=True)
     checks = look([crashed, event("FailedMount", mount("db", 'secret "tranche-db" not found'))])
     assert [c["check"] for c in checks] == ["exit"], "its volumes are there: it has run"
+
+
+# Of a worker as k8s/ runs it: what it logs before it opens database and model, and after its error.
+LOGGED = "".join(
+    json.dumps({"ts": "2026-01-31T12:00:00.000Z", "level": "info", "event": event, **more}) + "\n"
+    for event, more in (
+        ("http_listening", {"host": "::", "port": "9464"}),
+        ("kafka_open", {"source": "kafka:prompts", "group": "tranche", "member": "tranche-worker-x7k2p",
+                        "brokers": "kafka-0.kafka.svc:9093,kafka-1.kafka.svc:9093,kafka-2.kafka.svc:9093",
+                        "detail": "permission denied for table, of an earlier try"})))
+BEHIND = json.dumps({"ts": "2026-01-31T12:00:01.000Z", "level": "error", "event": "worker_given_up",
+                     "deaths_without_a_row": 1}) + "\n"
+NO_ENTRY = "/models/model: cannot open: Permission denied"
+
+
+@pytest.mark.parametrize("message,check,words", [
+    (LOGGED + f"tranche worker: {NO_ENTRY}\n", "owner", f": tranche worker: {NO_ENTRY}; it is user 65532"),
+    (LOGGED + f"tranche worker: {NO_ENTRY}\n \n" + BEHIND, "owner", f": tranche worker: {NO_ENTRY}; "),
+    (LOGGED + "tranche worker: /m: want config.json in it, there is none\n", "exit",
+     "queue: tranche worker: /m: want config.json"),
+    (LOGGED + "tranche smoke: read: permission denied for table results\n", "roles",
+     ": tranche smoke: read: permission denied for table results"),
+    (LOGGED * 3 + "terminate called\n\n", "exit", "queue: terminate called"),
+    ("\n \n", "exit", "schema or queue"),
+    ("k" * 9000 + "tranche worker: the end of a very long line: Permission denied", "owner",
+     "a very long line: Permission denied; it is user 65532, group 65532, fsGroup none"),
+], ids=["log-before", "log-behind", "no-rule", "right", "no-error", "blank", "long"])
+def test_last_words_are_the_last_ones(look, message, check, words):
+    """With FallbackToLogsOnError the message is the log's last 2,048 bytes, the error in its last lines."""
+    [found] = look([ended(65, message=message[-2048:])])
+    assert found["check"] == check and words in found["text"], found
+    assert "http_listening" not in found["text"] and len(found["text"]) < 512
+    assert check == "owner" or "65532" not in found["text"], "a database's rights know no user id"
+
+
+def test_what_a_quota_forbids(look):
+    """A limit of 0 is meant so, unless workers want that: and then of what speaks of their pods."""
+    gone = {c["text"].split(": ")[1].split(" is ")[0]: c["verdict"] for c in look(
+        [pod(), *quota("services.loadbalancers", "services.nodeports", "requests.nvidia.com/mig-1g.5gb",
+                       "pods", "limits.memory", "requests.ephemeral-storage"),
+         *quota("services.loadbalancers", hard="2", used="2"),
+         *quota("services.nodeports", hard="0", used="1"), *quota("count/pods", scopes=["BestEffort"]),
+         *quota("cpu", scopeSelector={"matchExpressions": [{"scopeName": "PriorityClass"}]})])
+        if c["check"] == "quota"}
+    assert sorted(gone) == ["limits.memory", "pods", "requests.ephemeral-storage",
+                            "services.loadbalancers", "services.nodeports"]
+
+
+def test_how_to_ask_a_pod(look):
+    """What the mends name is in the image, which has tranche and no shell's tools."""
+    [found] = look([pod(phase="Running", conditions=[{"type": "Ready", "status": "False"}])])
+    assert "wget" not in found["mend"] and "kubectl port-forward POD 9464" in found["mend"]
 
 
 def graced(seconds, *args, env=(), command=("tranche",), **more):

@@ -45,6 +45,11 @@ void doctor_cluster(struct doctor *d, const char *path);
  * say. */
 void doctor_pod_grace(struct doctor *d, const char *object, const json_t *pod, const json_t *items);
 
+/* `name` of a ResourceQuota, `used` of `most`, leaves nothing to take. One of 0 that is not used
+ * forbids it: that is full only where our pods want it. */
+bool doctor_quota_is_full(const json_t *quota, const char *name, const char *used,
+                          const char *most);
+
 /* A server's clock (wall, ns), read between `before` and `after` of ours. */
 void doctor_skew(struct doctor *d, const char *who, int64_t theirs, int64_t before, int64_t after);
 

@@ -7,7 +7,8 @@
 
 #include "worker/commands/doctor_rules.h"
 
-enum { TEXT_MAX = 300, NAME_MAX_CHARS = 120 };
+/* LAST_MAX: the kubelet keeps 4096 bytes of a message at most. */
+enum { TEXT_MAX = 300, NAME_MAX_CHARS = 120, LAST_MAX = 4097 };
 
 struct cluster {
     struct doctor *d;
@@ -213,22 +214,58 @@ static void judge_exit(struct cluster *c, const char *object, int code, const ch
                   plain(text, message));
 }
 
+/* A message is the end of a log as a rule. Its last line with words, or the last one that says why
+ * a command of ours has failed: the log goes on behind that while it closes. */
+static void last_line(char out[LAST_MAX], const char *message)
+{
+    static const char ours[] = "tranche ";
+    const char *last = message, *why = NULL;
+    for (const char *p = message; *p; p += strcspn(p, "\n"), p += *p == '\n') {
+        if (strncmp(p, ours, sizeof ours - 1) == 0)
+            why = p;
+        if (strspn(p, " \t\r") < strcspn(p, "\n"))
+            last = p;
+    }
+    last = why ? why : last;
+    size_t n = strcspn(last, "\n"), cut = n < LAST_MAX ? 0 : n - (LAST_MAX - 1);
+    memcpy(out, last + cut, n - cut);
+    out[n - cut] = '\0';
+}
+
+static const struct cluster_rule *rule_of_end(const char *reason, const char *line)
+{
+    for (size_t i = 0; i < cluster_rule_count; i++)
+        if (fits(&cluster_rules[i], PLACE_ENDED, reason, line))
+            return &cluster_rules[i];
+    return NULL;
+}
+
 static void judge_end(struct cluster *c, const char *object, const json_t *pod,
                       const json_t *container, const json_t *ended)
 {
-    const char *reason = text_at(ended, "reason"), *message = text_at(ended, "message");
+    const char *reason = text_at(ended, "reason");
     int code = (int)number_at(ended, "exitCode", 0);
-    char who[96], words[TEXT_MAX], told[TEXT_MAX + 128];
+    char line[LAST_MAX], who[112] = "; it is ", told[TEXT_MAX + 112];
     if (strcmp(reason, "OOMKilled") == 0) {
         judge_out_of_memory(c, object, container);
         return;
     }
     if (code == 0)
         return;
-    identity_of(who, pod, container);
-    snprintf(told, sizeof told, "%s; it is %s", plain(words, message), who);
-    if (!judge(c, object, PLACE_ENDED, reason, *message ? told : ""))
-        judge_exit(c, object, code, message);
+    last_line(line, text_at(ended, "message"));
+    const struct cluster_rule *rule = rule_of_end(reason, line);
+    if (rule && strcmp(rule->check, "owner") == 0)
+        identity_of(who + strlen(who), pod, container);
+    else
+        who[0] = '\0';
+    /* The end of a long line says why. */
+    size_t n = strlen(line), room = TEXT_MAX - 8 - strlen(who);
+    snprintf(told, sizeof told, "%s%s%s", n > room ? "..." : "", line + (n > room ? n - room : 0),
+             who);
+    if (rule)
+        say(c, object, rule, told);
+    else
+        judge_exit(c, object, code, told);
 }
 
 static void judge_container(struct cluster *c, const char *object, const json_t *pod,
@@ -302,8 +339,8 @@ static void judge_pod(struct cluster *c, const json_t *pod)
                       strcmp(phase, "Running") == 0 ? "runs, ready" : "has done its work");
     else if (strcmp(phase, "Running") == 0 && silent)
         doctor_report(c->d, VERDICT_WARN, "probe",
-                      "`kubectl exec POD -- wget -qO- "
-                      "localhost:9464/readyz`, or its status page, says what it waits for",
+                      "`kubectl port-forward POD 9464`, then `curl localhost:9464/readyz`, or its "
+                      "status page, says what it waits for",
                       "%s: runs, and is not ready", object);
     if (strcmp(phase, "Pending") == 0 || strcmp(phase, "Running") == 0)
         doctor_pod_grace(c->d, object, pod, c->items);
@@ -365,21 +402,6 @@ static void judge_claim(struct cluster *c, const json_t *claim)
                       *told ? ": " : "", plain(text, told));
 }
 
-/* "16Gi", "500m", "3": the number, for comparing. */
-static double quantity(const char *text)
-{
-    static const char *const suffixes[] = {"Ki", "Mi", "Gi", "Ti", "Pi", "k", "M", "G", "T", "m"};
-    static const double factors[] = {
-        1024.0, 1048576.0, 1073741824.0, 1099511627776.0, 1125899906842624.0, 1e3, 1e6,
-        1e9,    1e12,      1e-3};
-    char *end;
-    double v = strtod(text, &end);
-    for (size_t i = 0; i < TR_COUNT(suffixes); i++)
-        if (strcmp(end, suffixes[i]) == 0)
-            return v * factors[i];
-    return v;
-}
-
 static void judge_quota(struct cluster *c, const json_t *quota)
 {
     const char *name;
@@ -389,7 +411,7 @@ static void judge_quota(struct cluster *c, const json_t *quota)
     {
         const char *used = json_string_value(json_object_get(at(quota, "status.used"), name));
         const char *most = json_string_value(hard);
-        if (!used || !most || quantity(used) < quantity(most))
+        if (!used || !most || !doctor_quota_is_full(quota, name, used, most))
             continue;
         doctor_report(c->d, VERDICT_WARN, "quota",
                       "raise it, or keep maxReplicaCount and parallelism below it",

@@ -98,6 +98,14 @@ const struct cluster_rule cluster_rules[] = {
      "activeDeadlineSeconds has ended it in the middle of its work",
      "take activeDeadlineSeconds off; idle-exit ends a worker"},
 
+    /* The database's words: what it denies follows. */
+    {PLACE_ENDED, "", "permission denied for ", "roles", VERDICT_FAULT,
+     "the user of --db lacks a right",
+     "GRANT tranche_worker (smoke: tranche_redrive) TO it; migrate wants the user of step 2 "
+     "(docs/kubernetes.md, steps 2 and 5)"},
+    {PLACE_ENDED, "", "permission denied to ", "roles", VERDICT_FAULT,
+     "the user of --db lacks a right of its own",
+     "migrate wants CREATEROLE and CREATE on the database (docs/kubernetes.md, step 2)"},
     {PLACE_ENDED, "", "ermission denied", "owner", VERDICT_FAULT,
      "our user may not read or write what the container was given",
      "chown or chmod it on the volume for this user: fsGroup does nothing on NFS and hostPath"},
@@ -183,8 +191,8 @@ const struct cluster_exit cluster_exits[] = {
      "its last words name the step; look at v_failures"},
     {EXIT_USAGE, VERDICT_FAULT, "an option or the config file is wrong",
      "`kubectl logs` names it; correct tranche.conf"},
-    {EXIT_MODEL, VERDICT_FAULT, "model folder, rights or schema",
-     "`kubectl logs` names it; `tranche doctor --model DIR`, `tranche migrate`"},
+    {EXIT_MODEL, VERDICT_FAULT, "model folder, rights, schema or queue",
+     "`kubectl logs` names it; `tranche doctor --model DIR`, `tranche migrate`, `tranche init`"},
     {EXIT_UNREACHABLE, VERDICT_FAULT, "broker or database not reached in --connect-timeout",
      "NetworkPolicy's port, DNS, TLS name; `tranche doctor --source .. --db ..` in the pod"},
     {EXIT_ENGINE, VERDICT_WARN, "the engine or the GPU was lost; finished rows are written",
