@@ -59,12 +59,17 @@ void worker_to_commit(struct worker *w, struct job *job)
     list_add(&w->to_commit, job);
 }
 
-/* False: memory is refused. */
+/* False: memory is refused. An origin alone does not name a message for ever: a file is rewritten,
+ * or has a namesake in another folder, and a topic is made anew. */
 static bool add_dead_letter(struct worker *w, struct dead_letter *d, struct job *job)
 {
     struct str key, place;
-    if (job_printf(job, &key, STR_FMT "/" STR_FMT "/" STR_FMT, STR_ARG(job->run),
-                   STR_ARG(job->batch_id), STR_ARG(job->origin)) < 0 ||
+    uint8_t sha[32];
+    char hex[65];
+    sha256_of(job->message, sha);
+    sha256_hex(sha, hex);
+    if (job_printf(job, &key, STR_FMT "/" STR_FMT "/" STR_FMT "/%.16s", STR_ARG(job->run),
+                   STR_ARG(job->batch_id), STR_ARG(job->origin), hex) < 0 ||
         job_printf(job, &place, "{" STR_FMT "}", STR_ARG(job->place)) < 0)
         return false;
     *d = (struct dead_letter){.source_key = key,

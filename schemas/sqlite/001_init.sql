@@ -69,7 +69,7 @@ CREATE TABLE batches (
 -- Messages that could not become a row of results, because their key belongs to another payload, or
 -- that were given up. The row is the record; a copy to a queue may follow.
 CREATE TABLE dead_letters (
-    source_key  TEXT PRIMARY KEY, -- names the message for ever: run/batch_id/origin
+    source_key  TEXT PRIMARY KEY, -- names the message for ever: run/batch_id/origin/16 hex digits of SHA-256(payload)
     run         TEXT NOT NULL,    -- as results.run
     batch_id    TEXT NOT NULL,    -- as results.batch_id
     custom_id   TEXT,             -- as results.custom_id; NULL: none was readable

@@ -96,6 +96,28 @@ def test_repeats_are_counted_and_conflicts_are_dead_letters(sim):
     assert int(s["present"]) + int(s["repeated"]) == 3003
 
 
+def test_every_conflict_at_one_place_is_a_letter(sim, tranche, tmp_path):
+    """A file rewritten in place, and its namesake in another folder: an origin comes again with
+    another message. The same message again is the same letter."""
+    def letters():
+        return [(bytes(d["payload"]).decode(), d["reason"])
+                for d in rows(db, "SELECT * FROM dead_letters ORDER BY first_seen, source_key")]
+    for prompt in "xyzwz":
+        process, db = sim(f'{{"id":"a","prompt":"{prompt}"}}\n')
+        assert process.returncode == 0, process.stderr.decode()
+    assert len(rows(db)) == 1
+    assert letters() == [(f'{{"id":"a","prompt":"{p}"}}', "id_conflict") for p in "yzw"]
+    for folder, bad in (("one", "no json"), ("two", "nor json"), ("three", "none at all")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "jobs.jsonl").write_text(bad + "\n")
+        process = tranche("run", "--engine", "sim", "--db", "out.db", "--progress", "off",
+                          f"{folder}/jobs.jsonl")
+        assert process.returncode == 0, process.stderr.decode()
+    assert len(rows(db)) == 2
+    assert letters()[3:] == [("nor json", "id_conflict"), ("none at all", "id_conflict")]
+    assert rows(db, "SELECT sum(dead_letters) FROM batches")[0][0] == 5
+
+
 def test_expected_gives_correct_and_choices_keep_n(sim):
     process, db = sim('{"id":"a","prompt":"x","n":3,"seed":1,"max_tokens":9,"expected":"zz"}\n')
     row = rows(db)[0]

@@ -147,6 +147,7 @@ static int settle_row(struct settling *g, struct commit_part *part,
     text_add(&id, r->key.batch_id);
     text_char(&id, '\0');
     text_add(&id, r->key.custom_id);
+    text_add(&id, (struct str){(const char *)r->request_sha256, sizeof r->request_sha256});
     struct dead_letter like = {
         .payload = x->original->request, .attempts = r->attempts, .seen_ns = r->finished_ns};
     memcpy(like.sha256, r->request_sha256, sizeof like.sha256);

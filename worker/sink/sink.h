@@ -50,7 +50,7 @@ struct result {
 };
 
 struct dead_letter {
-    struct str source_key; /* names the message for ever: "<run>/<batch_id>/<origin>" */
+    struct str source_key; /* names the message for ever: see dead_letters in schemas/ */
     struct key key;
     struct str reason, detail, payload, source;
     struct str message_key; /* Kafka's; ptr NULL: none */
