@@ -357,28 +357,31 @@ static int set_variables(struct jinja_exec *ex, const struct chat_template_input
 /* ---- continue_final_message, as Hugging Face does it ---- */
 
 /* The string that is to be continued: the last message's content, or the last text in its list. */
-static struct jinja_value *final_text(struct jinja_list *messages)
+static int final_text(struct jinja_run *run, struct jinja_list *messages, struct jinja_value **out)
 {
     struct jinja_value *last = messages->n ? &messages->items[messages->n - 1] : NULL;
-    struct jinja_value *content =
-        last && last->type == JINJA_DICT ? jinja_dict_str(last->as.dict, STR("content")) : NULL;
-    if (!content || content->type != JINJA_LIST)
-        return content;
-    for (size_t i = content->as.list->n; i-- > 0;) {
-        const struct jinja_value *block = &content->as.list->items[i];
-        struct jinja_value *text =
-            block->type == JINJA_DICT ? jinja_dict_str(block->as.dict, STR("text")) : NULL;
-        if (text)
-            return text;
-    }
-    return NULL;
+    *out = NULL;
+    if (last && last->type == JINJA_DICT &&
+        jinja_dict_str(run, last->as.dict, STR("content"), out) < 0)
+        return E_JOB;
+    if (!*out || (*out)->type != JINJA_LIST)
+        return E_OK;
+    const struct jinja_list *blocks = (*out)->as.list;
+    *out = NULL;
+    for (size_t i = blocks->n; i-- > 0 && !*out;)
+        if (blocks->items[i].type == JINJA_DICT &&
+            jinja_dict_str(run, blocks->items[i].as.dict, STR("text"), out) < 0)
+            return E_JOB;
+    return E_OK;
 }
 
 static int tag_final(struct jinja_exec *ex, const struct chat_template *t,
                      const struct chat_template_input *in, struct jinja_value *messages,
                      struct jinja_text *final)
 {
-    struct jinja_value *text = final_text(messages->as.list);
+    struct jinja_value *text;
+    if (final_text(&ex->run, messages->as.list, &text) < 0)
+        return E_JOB;
     if (in->add_generation_prompt)
         return jinja_fail(&ex->run,
                           "continue_final_message and add_generation_prompt exclude each other");

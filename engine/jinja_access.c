@@ -192,11 +192,9 @@ int jinja_get_attr(struct jinja_run *run, const struct jinja_value *v, struct st
         loop_attr(v->as.loop, name, out);
         return E_OK;
     }
-    if (v->type == JINJA_DICT || v->type == JINJA_NAMESPACE) {
-        if (jinja_step(run, v->as.dict->n / 8) < 0)
-            return E_JOB;
-        found = jinja_dict_str(v->as.dict, name);
-    }
+    if ((v->type == JINJA_DICT || v->type == JINJA_NAMESPACE) &&
+        jinja_dict_str(run, v->as.dict, name, &found) < 0)
+        return E_JOB;
     *out = found ? *found : jinja_undefined(name, jinja_owner_name(v));
     return E_OK;
 }
@@ -223,7 +221,7 @@ static int string_item(struct jinja_run *run, const struct jinja_value *v,
     if (jinja_text_slice(run, v->as.text, &i, i == -1 ? NULL : &stop, 1, &t) < 0)
         return E_JOB;
     /* a slice is forgiving where an index is not */
-    if (t.len && (i >= 0 || (uint64_t)-i <= jinja_text_length(v->as.text))) {
+    if (t.len && (i >= 0 || -(uint64_t)i <= jinja_text_length(v->as.text))) {
         *out = jinja_string(t);
         out->which = v->which;
     }

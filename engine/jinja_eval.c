@@ -250,19 +250,27 @@ static int slice_bound(struct jinja_exec *ex, struct jinja_scope *scope,
     return jinja_arg_int(&ex->run, &v, 0, buf);
 }
 
+/* *out = start + index * step; false where that is beyond 64 bits. */
+static bool range_at(const struct jinja_list *range, int64_t index, int64_t *out)
+{
+    int64_t far;
+    return !__builtin_mul_overflow(index, range->step, &far) &&
+           !__builtin_add_overflow(range->start, far, out);
+}
+
 static int slice_list(struct jinja_run *run, const struct jinja_value *v, const int64_t *start,
                       const int64_t *stop, int64_t step, struct jinja_value *out)
 {
-    int64_t at, n = jinja_slice_bounds((int64_t)v->as.list->n, start, stop, step, &at);
+    int64_t at, end, n = jinja_slice_bounds((int64_t)v->as.list->n, start, stop, step, &at, &end);
     enum jinja_type type = (enum jinja_type)v->type;
     if (jinja_list_new(run, type, (size_t)TR_MAX(n, (int64_t)0), out) < 0)
         return E_JOB;
     if (type == JINJA_RANGE) {
         const struct jinja_list *from = v->as.list;
-        if (__builtin_mul_overflow(from->step, step, &out->as.list->step) || n == 0)
-            out->as.list->step = from->step;
-        out->as.list->start = n ? from->items[at].as.i : from->start;
-        out->as.list->stop = n ? from->items[at].as.i + n * out->as.list->step : from->start;
+        struct jinja_list *to = out->as.list;
+        if (!range_at(from, at, &to->start) || !range_at(from, end, &to->stop) ||
+            __builtin_mul_overflow(from->step, step, &to->step))
+            return jinja_fail(run, "integer beyond 64 bits");
     }
     for (int64_t i = 0; i < n; i++)
         out->as.list->items[i] = v->as.list->items[at + i * step];

@@ -81,16 +81,13 @@ FILTER(filter_trim)
     (void)args;
     if (soft(run, v, out) < 0)
         return E_JOB;
-    if (!b->v[0] || b->v[0]->type == JINJA_NONE) {
-        out->as.text = jinja_text_strip(out->as.text, NULL, JINJA_LEFT | JINJA_RIGHT);
-        return E_OK;
-    }
+    if (!b->v[0] || b->v[0]->type == JINJA_NONE)
+        return jinja_text_trim(run, &out->as.text, NULL, JINJA_LEFT | JINJA_RIGHT);
     if (jinja_arg_text(run, b->v[0], &chars) < 0 ||
         jinja_step(run, out->as.text.len / 64 * (chars.len / 64 + 1)) < 0)
         return E_JOB;
     struct str set = jinja_str(chars);
-    out->as.text = jinja_text_strip(out->as.text, &set, JINJA_LEFT | JINJA_RIGHT);
-    return E_OK;
+    return jinja_text_trim(run, &out->as.text, &set, JINJA_LEFT | JINJA_RIGHT);
 }
 
 FILTER(filter_replace)
@@ -232,6 +229,12 @@ static int digit_value(char c)
                                   : 99;
 }
 
+/* What reading a number may walk through: spaces, zeros. */
+static int charge_number(struct jinja_run *run, const struct jinja_value *v)
+{
+    return v->type == JINJA_STRING ? jinja_step(run, v->as.text.len / 16) : E_OK;
+}
+
 /* int(text, base) of Python. 1: read, 0: no integer, negative: too large for 64 bits. */
 static int read_int(struct jinja_text t, int64_t base, int64_t *out)
 {
@@ -277,7 +280,7 @@ FILTER(filter_int)
     double f;
     (void)args;
     *out = b->v[0] ? *b->v[0] : jinja_int(0);
-    if (jinja_arg_int(run, b->v[1], 10, &base) < 0)
+    if (jinja_arg_int(run, b->v[1], 10, &base) < 0 || charge_number(run, v) < 0)
         return E_JOB;
     if (v->type == JINJA_UNDEFINED)
         return jinja_fail_undefined(run, v);
@@ -310,6 +313,8 @@ FILTER(filter_float)
     int64_t i;
     (void)args;
     *out = b->v[0] ? *b->v[0] : jinja_float(0.0);
+    if (charge_number(run, v) < 0)
+        return E_JOB;
     if (v->type == JINJA_UNDEFINED)
         return jinja_fail_undefined(run, v);
     if (v->type == JINJA_FLOAT)

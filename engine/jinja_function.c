@@ -33,8 +33,12 @@ static int call_range(struct jinja_run *run, const struct jinja_args *args, stru
     out->as.list->start = start;
     out->as.list->stop = stop;
     out->as.list->step = step;
-    for (int64_t i = 0; i < count; i++)
-        out->as.list->items[i] = jinja_int(start + i * step);
+    at = start;
+    for (int64_t i = 0; i < count; i++) {
+        out->as.list->items[i] = jinja_int(at);
+        if (__builtin_add_overflow(at, step, &at))
+            break; /* behind the last */
+    }
     return E_OK;
 }
 

@@ -47,19 +47,17 @@ static bool affix(struct jinja_text t, struct jinja_text with, bool at_end)
 static int any_affix(struct jinja_run *run, struct jinja_text t, const struct jinja_value *with,
                      bool at_end, struct jinja_value *out)
 {
-    struct jinja_text one;
+    bool tuple = with->type == JINJA_TUPLE;
+    const struct jinja_value *items = tuple ? with->as.list->items : with;
+    size_t n = tuple ? with->as.list->n : 1;
     *out = jinja_bool(false);
-    if (with->type == JINJA_TUPLE) {
-        for (size_t i = 0; i < with->as.list->n; i++) {
-            if (jinja_arg_text(run, &with->as.list->items[i], &one) < 0)
-                return E_JOB;
-            out->as.truth |= affix(t, one, at_end);
-        }
-        return E_OK;
+    for (size_t i = 0; i < n && !out->as.truth; i++) { /* Python looks at none behind a hit */
+        struct jinja_text one;
+        if (jinja_arg_text(run, &items[i], &one) < 0 || jinja_step(run, 1) < 0 ||
+            jinja_step_bytes(run, one.len) < 0)
+            return E_JOB;
+        out->as.truth = affix(t, one, at_end);
     }
-    if (jinja_arg_text(run, with, &one) < 0 || jinja_step_bytes(run, one.len) < 0)
-        return E_JOB;
-    out->as.truth = affix(t, one, at_end);
     return E_OK;
 }
 
@@ -68,7 +66,7 @@ static int search(struct jinja_run *run, const struct jinja_value *self,
                   const struct jinja_args *args, const struct jinja_bound *b, int variant,
                   struct jinja_value *out)
 {
-    int64_t start_buf, stop_buf, first = 0;
+    int64_t start_buf, stop_buf, first = 0, end;
     const int64_t *start, *stop;
     struct jinja_text t = self->as.text, needle;
     (void)args;
@@ -76,8 +74,10 @@ static int search(struct jinja_run *run, const struct jinja_value *self,
         bound_int(run, b->v[2], &stop_buf, &stop) < 0)
         return E_JOB;
     if (start || stop) {
+        if (jinja_step_bytes(run, t.len) < 0)
+            return E_JOB;
         int64_t n = (int64_t)jinja_text_length(t);
-        jinja_slice_bounds(n, start, stop, 1, &first);
+        jinja_slice_bounds(n, start, stop, 1, &first, &end);
         if (start && *start > n) { /* not even an empty needle is found behind the end */
             *out = variant == STARTS || variant == ENDS ? jinja_bool(false)
                                                         : jinja_int(variant == COUNT ? 0 : -1);
@@ -108,14 +108,18 @@ static int strip(struct jinja_run *run, const struct jinja_value *self,
                  const struct jinja_args *args, const struct jinja_bound *b, int variant,
                  struct jinja_value *out)
 {
-    struct jinja_text chars;
+    struct jinja_text chars, t = self->as.text;
+    struct str set;
+    bool has_set = b->v[0] && b->v[0]->type != JINJA_NONE;
     (void)args;
-    if (!b->v[0] || b->v[0]->type == JINJA_NONE)
-        return text_out(self, jinja_text_strip(self->as.text, NULL, variant), out);
-    if (jinja_arg_text(run, b->v[0], &chars) < 0 || charge(run, self->as.text, chars) < 0)
+    if (has_set) {
+        if (jinja_arg_text(run, b->v[0], &chars) < 0 || charge(run, t, chars) < 0)
+            return E_JOB;
+        set = jinja_str(chars);
+    }
+    if (jinja_text_trim(run, &t, has_set ? &set : NULL, variant) < 0)
         return E_JOB;
-    struct str set = jinja_str(chars);
-    return text_out(self, jinja_text_strip(self->as.text, &set, variant), out);
+    return text_out(self, t, out);
 }
 
 static int split(struct jinja_run *run, const struct jinja_value *self,
@@ -182,7 +186,7 @@ static int remove_affix(struct jinja_run *run, const struct jinja_value *self,
 {
     struct jinja_text t = self->as.text, with;
     (void)args;
-    if (jinja_arg_text(run, b->v[0], &with) < 0)
+    if (jinja_arg_text(run, b->v[0], &with) < 0 || jinja_step_bytes(run, with.len) < 0)
         return E_JOB;
     if (affix(t, with, at_end))
         t = at_end ? jinja_cut(t, 0, t.len - with.len) : jinja_cut(t, with.len, t.len);

@@ -121,6 +121,13 @@ struct jinja_text jinja_text_strip(struct jinja_text t, const struct str *chars,
     return jinja_cut(t, from, to);
 }
 
+int jinja_text_trim(struct jinja_run *run, struct jinja_text *t, const struct str *chars, int sides)
+{
+    size_t before = t->len;
+    *t = jinja_text_strip(*t, chars, sides);
+    return jinja_step(run, (before - t->len) / 16); /* each looked up: slower than comparing */
+}
+
 /* Items that are collected without knowing their number. */
 struct pieces {
     struct jinja_value list;
@@ -322,12 +329,13 @@ static int64_t clamp_bound(const int64_t *bound, int64_t n, int64_t low, int64_t
 }
 
 int64_t jinja_slice_bounds(int64_t n, const int64_t *start, const int64_t *stop, int64_t step,
-                           int64_t *first)
+                           int64_t *first, int64_t *end)
 {
     int64_t low = step < 0 ? -1 : 0, high = step < 0 ? n - 1 : n;
     int64_t from = start ? clamp_bound(start, n, low, high) : step < 0 ? high : low;
     int64_t to = stop ? clamp_bound(stop, n, low, high) : step < 0 ? low : high;
     *first = from;
+    *end = to;
     if (step > 0)
         return from < to ? (to - from - 1) / step + 1 : 0;
     /* -(step + 1) + 1 never overflows, -step would for INT64_MIN; as unsigned the sum is right */
@@ -341,8 +349,8 @@ int jinja_text_slice(struct jinja_run *run, struct jinja_text t, const int64_t *
     struct jinja_builder b = {0};
     if (jinja_step_bytes(run, t.len) < 0)
         return E_JOB;
-    int64_t first, n = (int64_t)jinja_text_length(t);
-    int64_t take = jinja_slice_bounds(n, start, stop, step, &first);
+    int64_t first, end, n = (int64_t)jinja_text_length(t);
+    int64_t take = jinja_slice_bounds(n, start, stop, step, &first, &end);
     size_t at = 0;
     if (take <= 0) {
         *out = jinja_cut(t, 0, 0);

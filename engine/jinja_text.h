@@ -22,6 +22,9 @@ size_t jinja_text_count(struct jinja_text t, struct str needle);
 enum { JINJA_LEFT = 1, JINJA_RIGHT = 2 };
 /* str.strip and its sides; `chars` NULL: white space. */
 struct jinja_text jinja_text_strip(struct jinja_text t, const struct str *chars, int sides);
+/* The same in place; what it strips are steps. */
+int jinja_text_trim(struct jinja_run *run, struct jinja_text *t, const struct str *chars,
+                    int sides) TR_MUSTCHECK;
 /* str.split / rsplit; `sep` NULL: runs of white space; max < 0: no limit. */
 int jinja_text_split(struct jinja_run *run, struct jinja_text t, const struct str *sep, int64_t max,
                      bool from_right, struct jinja_value *out) TR_MUSTCHECK;
@@ -33,9 +36,10 @@ int jinja_text_replace(struct jinja_run *run, struct jinja_text t, struct str ol
 /* t[start:stop:step] by code points, NULL where a bound is absent. step is not 0. */
 int jinja_text_slice(struct jinja_run *run, struct jinja_text t, const int64_t *start,
                      const int64_t *stop, int64_t step, struct jinja_text *out) TR_MUSTCHECK;
-/* Python's slice bounds: where it begins and how many items it takes. */
+/* Python's slice bounds: where it begins, before which index it ends (-1: down to the first) and
+ * how many items it takes. */
 int64_t jinja_slice_bounds(int64_t n, const int64_t *start, const int64_t *stop, int64_t step,
-                           int64_t *first);
+                           int64_t *first, int64_t *end);
 
 enum jinja_case {
     JINJA_UPPER,

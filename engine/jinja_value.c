@@ -171,38 +171,50 @@ int jinja_dict_new(struct jinja_run *run, enum jinja_type type, size_t cap, stru
     return E_OK;
 }
 
-struct jinja_value *jinja_dict_str(const struct jinja_dict *dict, struct str key)
+int jinja_dict_str(struct jinja_run *run, const struct jinja_dict *dict, struct str key,
+                   struct jinja_value **out)
 {
+    *out = NULL;
+    if (jinja_step(run, dict->n / 8) < 0)
+        return E_JOB;
     for (size_t i = 0; i < dict->n; i++) {
         const struct jinja_value *k = &dict->keys[i];
-        if (k->type == JINJA_STRING && str_eq(jinja_str(k->as.text), key))
-            return &dict->values[i];
+        if (k->type != JINJA_STRING || k->as.text.len != key.len)
+            continue;
+        if (jinja_step_bytes(run, key.len) < 0) /* long keys may differ in the last byte only */
+            return E_JOB;
+        if (str_eq(jinja_str(k->as.text), key)) {
+            *out = &dict->values[i];
+            break;
+        }
     }
-    return NULL;
+    return E_OK;
 }
 
-static bool hashable(const struct jinja_value *v, int depth)
+/* 1, 0 or an error. A tuple in itself many times over is walked each time: its items are steps. */
+static int hashable(struct jinja_run *run, const struct jinja_value *v, int depth)
 {
     if (v->type == JINJA_LIST || v->type == JINJA_DICT || v->type == JINJA_VIEW || depth > 16)
-        return false;
-    for (size_t i = 0; v->type == JINJA_TUPLE && i < v->as.list->n; i++)
-        if (!hashable(&v->as.list->items[i], depth + 1))
-            return false;
-    return true;
+        return 0;
+    for (size_t i = 0; v->type == JINJA_TUPLE && i < v->as.list->n; i++) {
+        int rc = jinja_step(run, 1) < 0 ? E_JOB : hashable(run, &v->as.list->items[i], depth + 1);
+        if (rc != 1)
+            return rc;
+    }
+    return 1;
 }
 
 int jinja_dict_find(struct jinja_run *run, const struct jinja_dict *dict,
                     const struct jinja_value *key, struct jinja_value **out)
 {
     *out = NULL;
-    if (!hashable(key, 0))
-        return jinja_fail(run, "unhashable type: '%s'", jinja_type_name(key));
+    int can = hashable(run, key, 0);
+    if (can <= 0)
+        return can < 0 ? can : jinja_fail(run, "unhashable type: '%s'", jinja_type_name(key));
+    if (key->type == JINJA_STRING)
+        return jinja_dict_str(run, dict, jinja_str(key->as.text), out);
     if (jinja_step(run, dict->n / 8) < 0)
         return E_JOB;
-    if (key->type == JINJA_STRING) {
-        *out = jinja_dict_str(dict, jinja_str(key->as.text));
-        return E_OK;
-    }
     for (size_t i = 0; i < dict->n; i++) {
         int same = jinja_equal(run, &dict->keys[i], key, 0);
         if (same < 0)

@@ -195,7 +195,8 @@ int jinja_dict_new(struct jinja_run *run, enum jinja_type type, size_t cap,
 int jinja_dict_set(struct jinja_run *run, struct jinja_dict *dict, const struct jinja_value *key,
                    const struct jinja_value *value) TR_MUSTCHECK;
 /* Borrowed pointer or NULL. By string, and by any hashable value. */
-struct jinja_value *jinja_dict_str(const struct jinja_dict *dict, struct str key);
+int jinja_dict_str(struct jinja_run *run, const struct jinja_dict *dict, struct str key,
+                   struct jinja_value **out) TR_MUSTCHECK;
 int jinja_dict_find(struct jinja_run *run, const struct jinja_dict *dict,
                     const struct jinja_value *key, struct jinja_value **out) TR_MUSTCHECK;
 

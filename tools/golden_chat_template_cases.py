@@ -636,6 +636,17 @@ xs['a':]
 s|length > 3 and s|upper is upper
 'a,b' | replace(',', ';') | upper | length
 users | map(attribute='name') | map('lower') | list
+'a'[-9223372036854775807 - 1]
+range(5, 9)[::9223372036854775807]
+range(5, 9)[::-9223372036854775807 - 1]
+range(5, 10)[::2]
+range(9, 0, -2)[1:]
+range(9, 0, -2)[::-1]
+range(5, 9)[3:1]
+range(-9223372036854775807, 9223372036854775807, 4611686018427387904) | list
+'abc'.startswith(('b', 'a', 1))
+'abc'.endswith(('b', 'bc')) ~ 'abc'.endswith(())
+{((1, 2), 3): 4}[((1, 2), 3)]
 """
 
 # (name, template); the context is CTX

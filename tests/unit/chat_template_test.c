@@ -126,12 +126,25 @@ static int render_error(const char *template, struct err *err)
     return rc;
 }
 
+struct limit_case {
+    const char *template, *message;
+};
+
+static void check_limits(const struct limit_case *cases, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        struct err err;
+        int rc = render_error(cases[i].template, &err);
+        if (rc != E_JOB || strcmp(err.type, "template_limit") != 0 ||
+            !strstr(err.msg, cases[i].message))
+            fail_msg("%s: %d %s %s", cases[i].template, rc, err.type, err.msg);
+    }
+}
+
 static void limits_hold(void **state)
 {
     (void)state;
-    static const struct {
-        const char *template, *message;
-    } cases[] = {
+    static const struct limit_case cases[] = {
         {"{% set r = range(99999) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
          "steps"},
         {"{% set ns = namespace(x=[]) %}{% for i in range(999) %}{% set ns.x = [ns.x] %}{% endfor "
@@ -165,13 +178,46 @@ static void limits_hold(void **state)
          "5000000) }}",
          ""},
     };
-    for (size_t i = 0; i < TR_COUNT(cases); i++) {
-        struct err err;
-        int rc = render_error(cases[i].template, &err);
-        if (rc != E_JOB || strcmp(err.type, "template_limit") != 0 ||
-            !strstr(err.msg, cases[i].message))
-            fail_msg("%s: %d %s %s", cases[i].template, rc, err.type, err.msg);
-    }
+    check_limits(cases, TR_COUNT(cases));
+}
+
+/* One call of each walks megabytes or millions of values: without steps for them it ran on. */
+static void walks_are_counted(void **state)
+{
+    (void)state;
+    static const struct limit_case cases[] = {
+        {"{% set t = (1,) * 100 %}{% set t = (t,) * 100 %}{% set t = (t,) * 100 %}"
+         "{% set t = (t,) * 100 %}{% set t = (t,) * 100 %}{% set t = (t,) * 100 %}{{ {}.get(t) }}",
+         "steps"},
+        {"{% set b = 'x' * 4000000 %}{% set t = (b ~ 1,) * 200000 %}"
+         "{% if (b ~ 2).startswith(t) %}{% endif %}",
+         "steps"},
+        {"{% set b = 'x' * 4000000 %}{% set t = (b,) * 99999 %}{% set c = 'y' ~ b %}"
+         "{% for i in range(99999) %}{% if c.endswith(t) %}{% endif %}{% endfor %}",
+         "steps"},
+        {"{% set t = ('y',) * 99999 %}{% for i in range(99999) %}"
+         "{% if 'x'.startswith(t) %}{% endif %}{% endfor %}",
+         "steps"},
+        {"{% set b = 'x' * 2000000 %}{% set d = {b ~ 1: 1, b ~ 2: 1, b ~ 3: 1, b ~ 4: 1} %}"
+         "{% set k = b ~ 5 %}{% for i in range(99999) %}{% if d[k] %}{% endif %}{% endfor %}",
+         "steps"},
+        {"{% set b = ' ' * 9000000 %}{% for i in range(99999) %}{% if b.strip() %}{% endif %}"
+         "{% endfor %}",
+         "steps"},
+        {"{% set b = ' ' * 9000000 %}{% for i in range(99999) %}{% if b | trim %}{% endif %}"
+         "{% endfor %}",
+         "steps"},
+        {"{% set b = '0' * 9000000 %}{% for i in range(99999) %}{% if b | int %}{% endif %}"
+         "{% endfor %}",
+         "steps"},
+        {"{% set b = 'x' * 9000000 %}{% for i in range(99999) %}"
+         "{% if b.find('y', 9999999) %}{% endif %}{% endfor %}",
+         "steps"},
+        {"{% set b = 'x' * 4000000 %}{% set c = b ~ 1 %}{% for i in range(99999) %}"
+         "{% if c.removeprefix(b) %}{% endif %}{% endfor %}",
+         "steps"},
+    };
+    check_limits(cases, TR_COUNT(cases));
 }
 
 static void errors_name_line_and_text(void **state)
@@ -332,6 +378,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(contents_are_marked),
         cmocka_unit_test(limits_hold),
+        cmocka_unit_test(walks_are_counted),
         cmocka_unit_test(errors_name_line_and_text),
         cmocka_unit_test(nesting_is_bounded),
         cmocka_unit_test(bad_input_is_a_job_error),
