@@ -218,11 +218,21 @@ static void ignore_notice(void *arg, const char *text)
     (void)text;
 }
 
-int postgres_connect(struct postgres *p, struct postgres_failure *f)
+static int no_answer(struct postgres *p, struct postgres_failure *f)
+{
+    char text[sizeof f->text];
+    const char *host = PQhost(p->conn), *port = PQport(p->conn);
+    snprintf(text, sizeof text, "no answer to a connect in time (host %s, port %s)",
+             host ? host : "?", port ? port : "?");
+    fail_link(f, text);
+    f->late = true;
+    postgres_disconnect(p);
+    return E_RETRY;
+}
+
+static int connect_once(struct postgres *p, struct postgres_failure *f)
 {
     char password[PASSWORD_MAX];
-    if (p->conn)
-        return E_OK;
     const char *secret = read_password(p, password);
     p->keys[p->n_parameters] = secret ? "password" : NULL;
     p->values[p->n_parameters] = secret;
@@ -245,15 +255,28 @@ int postgres_connect(struct postgres *p, struct postgres_failure *f)
     while (state != PGRES_POLLING_OK) {
         if (state == PGRES_POLLING_FAILED)
             return fail_connect(p, f);
-        if (!wait_for(p, state == PGRES_POLLING_READING ? POLLIN : POLLOUT, deadline)) {
-            postgres_disconnect(p);
-            return fail_link(f, "no answer to a connect in time");
-        }
+        if (!wait_for(p, state == PGRES_POLLING_READING ? POLLIN : POLLOUT, deadline))
+            return no_answer(p, f);
         state = PQconnectPoll(p->conn);
     }
     PQsetErrorVerbosity(p->conn, PQERRORS_DEFAULT);
     PQsetnonblocking(p->conn, 1);
     return E_OK;
+}
+
+int postgres_connect(struct postgres *p, struct postgres_failure *f)
+{
+    if (p->conn)
+        return E_OK;
+    for (int others = postgres_hosts(p) - 1;; others--) {
+        int rc = connect_once(p, f);
+        if (rc >= 0 || !f->late)
+            return rc;
+        postgres_next_host(p);
+        if (others <= 0)
+            return rc;
+        LOG(LOG_WARN, "database_host_silent", LOG_S("text", f->text));
+    }
 }
 
 /* ---- statements ---- */

@@ -34,7 +34,7 @@ struct postgres {
 struct postgres_failure {
     char code[6]; /* SQLSTATE; "": the link failed */
     enum sql_action action;
-    bool late; /* no answer within statement_ns: the link was cut, what became of it is not known */
+    bool late; /* no answer in time: the link was cut, what became of it is not known */
     char text[180];
 };
 
@@ -46,8 +46,10 @@ int postgres_open(struct postgres *p, const struct postgres_opts *opts,
 void postgres_close(struct postgres *p);
 
 /* The calls below return E_OK, or E_RETRY with *f filled in. */
-int postgres_connect(struct postgres *p,
-                     struct postgres_failure *f) TR_MUSTCHECK; /* if it is not */
+/* If it is not. Of several hosts libpq asks one behind the other, and stays at one that says
+ * nothing; so a try that had no answer in 5 s is followed by one that begins a host further on,
+ * until each host has been the first. The next connect begins where this one ended. */
+int postgres_connect(struct postgres *p, struct postgres_failure *f) TR_MUSTCHECK;
 void postgres_disconnect(struct postgres *p);
 /* Runs text without parameters: any number of statements. */
 int postgres_run(struct postgres *p, const char *sql, struct postgres_failure *f) TR_MUSTCHECK;
@@ -63,6 +65,12 @@ int postgres_query_text(struct postgres *p, const char *sql, const struct str *p
 int postgres_begin(struct postgres *p, struct postgres_failure *f) TR_MUSTCHECK;
 /* Undoes it; a link that does not answer is dropped. */
 void postgres_rollback(struct postgres *p);
+
+/* postgres_hosts.c. "a,b,c" becomes "b,c,a"; one without a comma, which goes for every host, stays.
+ */
+void postgres_rotate(char *list);
+int postgres_hosts(const struct postgres *p); /* how many the URL names, 1 at least */
+void postgres_next_host(struct postgres *p);  /* the next connect begins with the next one */
 
 /* postgres_certificate.c: why the server's certificate is not to be trusted, in words of the TLS
  * library; NULL: it is, or the server cannot be asked. root: PEM file of the authorities, "system",
