@@ -38,13 +38,13 @@ def parse(text):
 
 
 class Worker:
-    def __init__(self, binary, folder, *options, stdin=None, name="worker", command="run"):
+    def __init__(self, binary, folder, *options, stdin=None, name="worker", command="run", env=()):
         self.log_path = folder / f"{name}.log"
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
                 [binary, command, *SIM, "--http", "127.0.0.1:0", "--flush-interval", "100ms",
                  "--progress", "off", *map(str, options)], stdin=stdin, stdout=log, stderr=log,
-                cwd=folder, env={k: v for k, v in os.environ.items() if not k.startswith("TRANCHE_")})
+                cwd=folder, env={k: v for k, v in os.environ.items() if not k.startswith("TRANCHE_")} | dict(env))
         wait_until(lambda: "event=http_listening" in self.log(), 60)
         self.port = int(re.search(r"http_listening host=\S+ port=(\d+)", self.log())[1])
 
@@ -394,3 +394,60 @@ def test_the_table_of_metrics(start, root):
     have = [line for line in (root / "docs/operations.md").read_text().splitlines()
             if line.startswith("| `tranche_")]
     assert have == wanted, "\n".join(["docs/operations.md wants:", *wanted])
+
+
+# A node whose kernel has no IPv6 (ipv6.disable=1), or gives IPv6 sockets IPv6 alone (bindv6only=1).
+NODE = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+int socket(int family, int type, int protocol)
+{
+    int on = 1, (*next)(int, int, int) = (int (*)(int, int, int))dlsym(RTLD_NEXT, "socket");
+    if (family == AF_INET6 && !getenv("NODE_V6ONLY")) {
+        errno = EAFNOSUPPORT;
+        return -1;
+    }
+    int fd = next(family, type, protocol);
+    if (family == AF_INET6)
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
+    return fd;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    shim = tmp_path_factory.mktemp("node") / "node.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-o", shim, "-", "-ldl"], input=NODE.encode(), check=True)
+    return {"LD_PRELOAD": str(shim)}
+
+
+def has_ipv6():
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("more", [{}, pytest.param(
+    {"NODE_V6ONLY": "1"}, marks=pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6"))],
+    ids=["no-ipv6", "v6only"])
+def test_a_probe_over_ipv4_on_any_node(start, node, more):
+    """`http = [::]:9464`, as k8s/ has it, and the kubelet asks a pod's IPv4 address."""
+    worker = start("--db", "rows.db", "--http", "[::]:0", "--batch", "b", "-", stdin=subprocess.PIPE,
+                   env=node | more)
+    wait_until(worker.ready, 60)  # asks 127.0.0.1
+    assert worker.ask("/healthz")[:2] == (200, "ok\n")
+    assert ("event=http_without_ipv6" in worker.log()) == (not more)
+    assert f"http_listening host={'::' if more else '0.0.0.0'} " in worker.log()
+    worker.process.stdin.close()
+    assert worker.process.wait(60) == 0, worker.log()
+
+
+def test_an_address_of_ipv6_needs_it(tranche, node):
+    """In place of one address another would be open to others than was meant."""
+    done = tranche("run", *SIM, "--http", "[::1]:0", "--batch", "b", "-", env=node)
+    assert done.returncode == 64 and "--http [::1]:0: no socket" in done.stderr.decode(), done.stderr

@@ -2,8 +2,11 @@
  * connections that live too long: the library's own timeout knows silence only. */
 #include "worker/monitor/http.h"
 
+#include <arpa/inet.h>
+#include <errno.h>
 #include <microhttpd.h>
 #include <netdb.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -54,6 +57,29 @@ static int split(const char *address, char *host, size_t cap, const char **port,
     return E_OK;
 }
 
+/* [::] means every address of this machine: where its kernel has no IPv6 those are 0.0.0.0. */
+static const char *every_address(const char *host)
+{
+    struct in6_addr six;
+    if (inet_pton(AF_INET6, host, &six) != 1 || !IN6_IS_ADDR_UNSPECIFIED(&six))
+        return host;
+    int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    bool none = fd < 0 && errno == EAFNOSUPPORT;
+    if (fd >= 0)
+        close(fd);
+    if (!none)
+        return host;
+    LOG(LOG_INFO, "http_without_ipv6", LOG_S("wanted", host), LOG_S("taken", "0.0.0.0"));
+    return "0.0.0.0";
+}
+
+/* IPv6 alone would be net.ipv6.bindv6only's meaning of [::]. */
+static bool takes_ipv4_too(int fd, int family)
+{
+    int off = 0;
+    return family != AF_INET6 || setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off) == 0;
+}
+
 static int bind_one(const struct addrinfo *a, const char *address, struct err *err)
 {
     int on = 1;
@@ -61,7 +87,8 @@ static int bind_one(const struct addrinfo *a, const char *address, struct err *e
     if (fd < 0)
         return err_errno(err, E_USAGE, "--http %s: no socket", address);
     if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == 0 &&
-        bind(fd, a->ai_addr, a->ai_addrlen) == 0 && listen(fd, BACKLOG) == 0)
+        takes_ipv4_too(fd, a->ai_family) && bind(fd, a->ai_addr, a->ai_addrlen) == 0 &&
+        listen(fd, BACKLOG) == 0)
         return fd;
     int rc = err_errno(err, E_USAGE, "--http %s: cannot listen there", address);
     close(fd);
@@ -88,7 +115,7 @@ int http_listen(int *fd, const char *address, struct err *err)
     int rc = split(address, host, sizeof host, &port, err);
     if (rc < 0)
         return rc;
-    int code = getaddrinfo(host, port, &hints, &found);
+    int code = getaddrinfo(every_address(host), port, &hints, &found);
     if (code != 0)
         return err_set(err, E_USAGE, "--http %.120s: %s", address, gai_strerror(code));
     rc = bind_one(found, address, err);

@@ -16,6 +16,7 @@
 enum { HTTP_CONNECTIONS = 8, HTTP_REQUEST_BYTES = 1024 };
 
 /* Binds "HOST:PORT" ("127.0.0.1:9464", "[::]:9464"; port 0: a free one, which the log tells).
+ * [::] is IPv4 too, whatever the system's default, and IPv4 alone where it has no IPv6.
  * E_USAGE naming the address and what is wrong with it. */
 int http_listen(int *fd, const char *address, struct err *err) TR_MUSTCHECK;
 
