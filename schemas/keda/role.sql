@@ -11,3 +11,4 @@ GRANT USAGE ON SCHEMA tranche TO tranche_keda;
 GRANT SELECT (run, batch_id, total, rows_ok, rows_failed, rows_invalid, rows_expired, rows_cancelled,
               rows_dead, dead_letters, updated_at) ON tranche.batches TO tranche_keda;
 GRANT SELECT (run, batch_id, custom_id, status, device_seconds) ON tranche.results TO tranche_keda;
+GRANT SELECT (run, batch_id, custom_id, reason) ON tranche.dead_letters TO tranche_keda;
