@@ -88,9 +88,28 @@ static int64_t choose_pages(const struct engine_opts *o, const struct model *m)
     return TR_MIN(want, left / 100 * KV_SHARE_PERCENT / page_bytes(c));
 }
 
+/* What config.json may say and attention_cpu has no room for. */
+static int check_heads(const struct model *m, struct err *err)
+{
+    const struct model_config *c = model_config(m);
+    if (c->head_dim > ATTENTION_HEAD_DIM)
+        return err_set(err, E_FATAL,
+                       "config.json: head_dim: want at most %d on the CPU, file has %d",
+                       ATTENTION_HEAD_DIM, c->head_dim);
+    if (c->n_heads / c->n_kv_heads > ATTENTION_QUERIES)
+        return err_set(err, E_FATAL,
+                       "config.json: num_attention_heads: want at most %d for each of "
+                       "num_key_value_heads on the CPU, file has %d for %d",
+                       ATTENTION_QUERIES, c->n_heads, c->n_kv_heads);
+    return E_OK;
+}
+
 static int choose(struct engine_opts *o, int32_t *n_pages, struct err *err)
 {
     const struct model_config *c = model_config(o->model);
+    int rc = check_heads(o->model, err);
+    if (rc < 0)
+        return rc;
     bool len_given = o->max_model_len > 0;
     o->slots = o->slots > 0 ? o->slots : CPU_SLOTS;
     o->queue_cap = o->queue_cap > 0 ? o->queue_cap : o->slots;

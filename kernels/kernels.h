@@ -35,7 +35,10 @@ enum {
     KV_PAGE_TOKENS = 64,   /* tokens of one KV page */
     ATTENTION_SPLIT = 128, /* keys of one split: own maximum, own sum, own fp32 output */
     ATTENTION_BLOCK = 512, /* keys of one block: its splits merge left to right, blocks likewise */
-    SAMPLE_TOP_MAX = 20,   /* most top_logprobs a token can have */
+    /* What the CPU's scratch holds: the caller keeps to them. */
+    ATTENTION_QUERIES = 64,   /* most (row, head) pairs of one task, so also heads a kv head */
+    ATTENTION_HEAD_DIM = 256, /* largest head */
+    SAMPLE_TOP_MAX = 20,      /* most top_logprobs a token can have */
 };
 
 /* ---- execution context: a fixed pool of threads and the chosen vector variant ---- */
@@ -112,7 +115,7 @@ void rope_kv_cpu(struct cpu *cpu, float *qkv, const struct kv_layer *kv, const s
 /* Causal attention of each row over its own keys 0..position, grouped query heads (Ainslie et al.
  * 2023), scale Dh^-0.5. window > 0: only keys j with position - window < j. Splits of 128 keys at
  * absolute positions, merged in the one tree (Dao 2023 for the merge formula). Reads q from
- * qkv[T,(H+2G)*Dh]; out[T,H*Dh]. */
+ * qkv[T,(H+2G)*Dh]; out[T,H*Dh]. Dh <= ATTENTION_HEAD_DIM, H <= G * ATTENTION_QUERIES. */
 void attention_cpu(struct cpu *cpu, float *out, const float *qkv, const struct kv_layer *kv,
                    const struct kv_rows *rows, int32_t n_heads, int32_t window, enum dtype round);
 /* Copies the first n_tokens of K and V of every head from one page to another. */

@@ -11,13 +11,11 @@ __attribute__((noreturn)) void kernel_check_failed(const char *file, int line, c
 
 enum {
     CPU_THREADS_MAX = 1024,
-    LINEAR_PANEL = 64,      /* outputs of one packed panel */
-    LINEAR_K_BLOCK = 512,   /* inputs between two stores of the fp32 accumulators */
-    LINEAR_ROWS = 120,      /* most rows of one task: its x block stays in the second-level cache */
-    LINEAR_X_STRIDE = 528,  /* of the copied x block: off the powers of two, one cache line over */
-    LINEAR_PANELS = 4,      /* most panels of one task */
-    ATTENTION_QUERIES = 64, /* most (row, head) pairs of one task */
-    ATTENTION_HEAD_DIM = 256 /* largest head */
+    LINEAR_PANEL = 64,     /* outputs of one packed panel */
+    LINEAR_K_BLOCK = 512,  /* inputs between two stores of the fp32 accumulators */
+    LINEAR_ROWS = 120,     /* most rows of one task: its x block stays in the second-level cache */
+    LINEAR_X_STRIDE = 528, /* of the copied x block: off the powers of two, one cache line over */
+    LINEAR_PANELS = 4,     /* most panels of one task */
 };
 
 /* One call of linear_cpu. */
