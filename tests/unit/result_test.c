@@ -84,6 +84,33 @@ static void stop_string_cuts_bytes(void **state)
     job_close(job);
 }
 
+/* An ordinary token among stop_token_ids ends the text and is dropped, unless asked for: vLLM's
+ * include_stop_str_in_output means both kinds of stops. */
+static void stop_id_is_included_where_asked(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *more, *want;
+    } cases[] = {{"", "abc"},
+                 {",\"include_stop_str_in_output\":false", "abc"},
+                 {",\"include_stop_str_in_output\":true", "abc!"}};
+    for (size_t i = 0; i < TR_COUNT(cases); i++) {
+        char line[256];
+        int32_t stop_id = id_of_byte('!');
+        snprintf(line, sizeof line, "{\"id\":\"a\",\"prompt\":\"x\",\"stop_token_ids\":[%d]%s}",
+                 stop_id, cases[i].more);
+        struct job *job = begin(&tiny, line);
+        struct job_choice *c = &job->choices[0];
+        for (int k = 0; k < 4; k++)
+            c->out.ids[k] = k < 3 ? id_of_byte((unsigned char)("abc"[k])) : stop_id;
+        c->out.n = 4;
+        c->finished.end =
+            (struct sequence_end){.reason = FINISH_STOP, .stop_id = stop_id, .stop_string = -1};
+        expect(finish(job)->answer, cases[i].want);
+        job_close(job);
+    }
+}
+
 static const struct result *say_bytes(struct job *job, const char *bytes, size_t n)
 {
     struct generated *g = &job->choices[0].out;
@@ -366,6 +393,7 @@ int main(void)
         cmocka_unit_test(without_close_all_is_reasoning),
         cmocka_unit_test(unprimed_prompt_is_left_whole),
         cmocka_unit_test(stop_string_cuts_bytes),
+        cmocka_unit_test(stop_id_is_included_where_asked),
         cmocka_unit_test(stop_string_behind_a_stray_byte),
         cmocka_unit_test(stop_string_of_a_sentencepiece_model),
         cmocka_unit_test(half_a_character_becomes_valid_utf8),

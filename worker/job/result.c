@@ -161,7 +161,8 @@ static bool concatenate(const struct job_choice *c, const struct loaded_model *m
     for (size_t i = 0; i < n; i++) {
         char one;
         s->offsets[i] = s->raw.len;
-        bool stop = i + 1 == n && stop_id >= 0 && g->ids[i] == stop_id;
+        bool stop =
+            i + 1 == n && stop_id >= 0 && g->ids[i] == stop_id && !c->sampling.include_stop_str;
         if (!stop && !(model->tokenizer && tokenizer_is_special(model->tokenizer, g->ids[i])))
             text_add(&s->raw, result_token_bytes(model, g->ids[i], &one));
     }
