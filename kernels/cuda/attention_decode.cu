@@ -59,13 +59,19 @@ template <int DH> struct ring {
     }
 };
 
-/* ---- the producer: one lane ---- */
+/* ---- the producer: one lane ----
+ * It does not wait for the launch ahead until it comes to the newest key of a row, which alone was
+ * written in this step (a sequence of one row). What is older, the lists and the pages' numbers
+ * were there before rope_kernel, which lets the next launch start only when all before it has
+ * ended. */
 template <int DH>
 DEVICE void produce(ring<DH> &tiles, const struct attention_cuda &a, int begin, int end)
 {
+    bool waited = false;
 #pragma unroll 1
     for (int i = begin; i < end; i++) {
         const span s = span_read(a, i);
+        const int newest = (s.keys - 1) / CHUNK_KEYS;
         const int32_t *pages = a.block_table + (int64_t)s.slot * a.block_table_stride;
         const int last = (s.keys - 1) / PAGE_KEYS;
         int next0 = __ldg(pages + 2 * s.split), next1 = __ldg(pages + min(2 * s.split + 1, last));
@@ -80,11 +86,16 @@ DEVICE void produce(ring<DH> &tiles, const struct attention_cuda &a, int begin, 
 #pragma unroll 1
             for (int value = 0; value < 2; value++)
 #pragma unroll 1
-                for (int c = p.first_chunk(); c <= p.last_chunk(); c++)
+                for (int c = p.first_chunk(); c <= p.last_chunk(); c++) {
+                    if (!waited && split * CHUNKS + c == newest) {
+                        grid_wait();
+                        waited = true;
+                    }
                     tiles.load(a.kv +
                                ((int64_t)(c < 2 ? page0 : page1) * a.n_kv_heads + s.head) *
                                    (2 * PAGE_KEYS * DH) +
                                (value * PAGE_KEYS + (c & 1) * CHUNK_KEYS) * DH);
+                }
         }
     }
 }
@@ -110,13 +121,13 @@ __global__ void __launch_bounds__(THREADS, 2) decode_kernel(struct attention_cud
     fence_async_shared();
     __syncthreads();
     grid_start_next();
-    grid_wait();
     if (warp >= PAIRS) {
         registers_give<24>();
         if ((threadIdx.x & 31) == 0)
             produce<DH>(tiles, a, begin, end);
     } else {
         registers_take<232>();
+        grid_wait();
 #pragma unroll 1
         for (int i = begin; i < end; i++)
             span_run<DH>(a, span_read(a, i), tiles, a.n_heads / a.n_kv_heads);

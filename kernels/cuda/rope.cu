@@ -84,8 +84,8 @@ template <int DH> __global__ void __launch_bounds__(ROPE_WARPS * 32) rope_kernel
     constexpr int LANES = DH / (2 * PIECE), AT_ONCE = 32 / LANES; /* of a head; heads of a warp */
     const int lane = threadIdx.x & 31, row = blockIdx.x * ROPE_WARPS + (threadIdx.x >> 5);
     const int heads = a.n_heads + 2 * a.n_kv_heads, e0 = lane % LANES * PIECE;
-    grid_start_next();
     grid_wait();
+    grid_start_next(); /* not sooner: attention reads what was there before this launch */
     if (row >= a.t)
         return;
     const int position = a.position[row], r = position % PAGE_KEYS;
