@@ -82,9 +82,11 @@ static void op_attention(struct backend *base, struct buffer *out, const struct 
     if (b->lists.n_tiles > 0)
         cuda_launched(b, (b->hopper ? attention_tile_cuda : attention_tile_portable_cuda)(
                              &a, shape->head_dim, b->n_sms, b->stream));
+    const int grid = b->lists.decode_ctas, deep = grid == b->n_sms;
     if (b->n_spans > 0)
-        cuda_launched(b, (b->hopper ? attention_decode_cuda : attention_decode_portable_cuda)(
-                             &a, shape->head_dim, 2 * b->n_sms, b->stream));
+        cuda_launched(
+            b, b->hopper ? attention_decode_cuda(&a, shape->head_dim, grid, deep, b->stream)
+                         : attention_decode_portable_cuda(&a, shape->head_dim, grid, b->stream));
     if (b->n_merges > 0)
         cuda_launched(b, attention_merge_cuda(&a, shape->head_dim, b->n_merges, b->stream));
 }

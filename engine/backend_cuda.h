@@ -33,6 +33,9 @@ void *backend_cuda_kv(struct backend *b);
 /* For tests: shared prefixes go to the tile kernel where a step shares at least so many rows x
  * splits of 128 keys; 0: the default. It changes speed alone. Of the process. */
 void backend_cuda_share_from(int32_t row_splits);
+/* For tests: decode attention has one CTA a multiprocessor, not two, where two had so many keys a
+ * warp; 0: the default. It changes speed alone. Of the process. */
+void backend_cuda_deep_from(int32_t keys);
 /* For tests: backends opened from here on run the kernels that other cards run, on Hopper too. The
  * same bytes. Of the process. */
 void backend_cuda_portable(bool on);

@@ -31,7 +31,7 @@ enum {
     WORKSPACE_BYTES = 32 << 20, /* what NVIDIA recommends for Hopper */
     BLOCK_TABLE_DELTAS_PER_ROW = 2,
     TILE_ROWS = 128,       /* packed rows of one tile of the attention tile kernel */
-    DECODE_WARPS = 4,      /* of a CTA of the decode kernel, two CTAs a multiprocessor */
+    DECODE_WARPS = 4,      /* of a CTA of the decode kernel */
     PARTIALS_MAX = 65536,  /* states of prefixes and of cut rows; rows beyond stay whole */
     HISTORY_IDS = 1 << 17, /* that one step uploads at most, if no sequence is longer */
     SAMPLE_IDS_MAX = 1200, /* banned + biased ids of one row */
@@ -108,6 +108,7 @@ struct attention_lists {
     struct attention_tile *tiles; /* [tiles_cap] */
     struct attention_load *loads; /* [n_sms] */
     int32_t tiles_cap, n_tiles, n_shared_tiles, n_rows, n_partials, row_splits;
+    int32_t decode_ctas; /* of the step: two a multiprocessor, or one where its warps have much */
 };
 
 struct step_clock { /* when the device began and ended a step */
@@ -205,7 +206,7 @@ static inline void cuda_launched(struct cuda_backend *b, int e)
         b->launch_error = e;
 }
 
-/* Warps that walk the decode lists. */
+/* Warps that walk the decode lists, at most. */
 static inline int32_t cuda_decode_workers(const struct cuda_backend *b)
 {
     return 2 * DECODE_WARPS * b->n_sms;

@@ -9,6 +9,7 @@ enum {
     SPAN_COST = 64,   /* keys that a span's start costs a warp, about */
     CUT_WORTH = 32,   /* keys a warp must gain for states of splits to pay */
     MERGE_COST = 64,  /* keys that a launch of the merge costs a warp, about */
+    DEEP_FROM = 1536, /* keys a warp of two CTAs a multiprocessor, from which on one is better */
     SHARE_SPLITS = 2, /* the shortest prefix worth a group */
     SHARE_ROWS = 3,   /* and the fewest rows */
     SHARE_FROM = 256, /* rows x splits that a step must share to pay for the states */
@@ -16,11 +17,16 @@ enum {
     PAGES_A_SPLIT = ATTENTION_SPLIT / KV_PAGE_TOKENS,
     SPLITS_A_BLOCK = ATTENTION_BLOCK / ATTENTION_SPLIT,
 };
-static int32_t share_from = SHARE_FROM;
+static int32_t share_from = SHARE_FROM, deep_from = DEEP_FROM;
 
 void backend_cuda_share_from(int32_t row_splits)
 {
     share_from = row_splits > 0 ? row_splits : SHARE_FROM;
+}
+
+void backend_cuda_deep_from(int32_t keys)
+{
+    deep_from = keys > 0 ? keys : DEEP_FROM;
 }
 
 int64_t cuda_tiles_cap(const struct backend_opts *o)
@@ -308,16 +314,28 @@ static struct deal deal_all(const struct cuda_backend *b, const struct kv_rows *
     return d;
 }
 
+static int32_t workers_now(const struct cuda_backend *b)
+{
+    return DECODE_WARPS * b->lists.decode_ctas;
+}
+
+/* Keys that all workers read, and what their spans' starts cost. */
+static int64_t decode_cost(const struct cuda_backend *b, const struct kv_rows *rows)
+{
+    int64_t cost = 0;
+    for (int32_t r = 0; r < rows->n; r++)
+        if (decodes(rows, r))
+            cost += (int64_t)b->opts.n_kv_heads * (rows->position[r] + 1 + SPAN_COST -
+                                                   b->lists.shared[r].splits * ATTENTION_SPLIT);
+    return cost;
+}
+
 /* With the least capacity, about, with which the workers do: then they end together. */
 static struct deal deal_least(const struct cuda_backend *b, const struct kv_rows *rows,
                               int32_t unit)
 {
-    const int32_t workers = cuda_decode_workers(b), heads = b->opts.n_kv_heads;
-    int64_t cost = 0;
-    for (int32_t r = 0; r < rows->n; r++)
-        if (decodes(rows, r))
-            cost += (int64_t)heads * (rows->position[r] + 1 + SPAN_COST -
-                                      b->lists.shared[r].splits * ATTENTION_SPLIT);
+    const int32_t workers = workers_now(b);
+    const int64_t cost = decode_cost(b, rows);
     int64_t low = cost / workers, high = low + unit * ATTENTION_SPLIT + SPAN_COST;
     struct deal best = deal_all(b, rows, high, unit);
     while (best.worker >= workers) {
@@ -385,7 +403,7 @@ static void list_row(struct cuda_backend *b, const struct kv_rows *rows, struct 
             h->decode[2 * n0].w = at;
             continue;
         }
-        span_add(b, h, TR_MIN(d->worker, cuda_decode_workers(b) - 1), INT4(r, head, begin, at),
+        span_add(b, h, TR_MIN(d->worker, workers_now(b) - 1), INT4(r, head, begin, at),
                  INT4(keys, rows->slot[r], l->n_partials + n_states, first ? prefix : -2));
         n_states += states_of(begin, at, first);
     }
@@ -399,7 +417,10 @@ static void list_row(struct cuda_backend *b, const struct kv_rows *rows, struct 
 
 static void list_decode(struct cuda_backend *b, const struct kv_rows *rows, struct step_block *h)
 {
-    const int32_t workers = cuda_decode_workers(b);
+    const int32_t most = cuda_decode_workers(b);
+    const bool deep = b->hopper && decode_cost(b, rows) >= (int64_t)deep_from * most;
+    b->lists.decode_ctas = deep ? b->n_sms : 2 * b->n_sms;
+    const int32_t workers = workers_now(b);
     struct deal d = deal_open(b, rows);
     memset(h->decode_starts, 0, ((size_t)workers + 1) * sizeof *h->decode_starts);
     for (int32_t r = 0; r < rows->n; r++)

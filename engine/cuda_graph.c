@@ -25,7 +25,8 @@ static uint64_t key_of(const struct cuda_backend *b, cudaGraph_t graph)
     if (cudaGraphGetNodes(graph, NULL, &nodes) != cudaSuccess)
         cudaGetLastError();
     return 1 | (uint64_t)(b->n_spans > 0) << 1 | (uint64_t)(b->n_merges > 0) << 2 |
-           (uint64_t)(b->lists.n_tiles > 0) << 3 | (uint64_t)nodes << 4;
+           (uint64_t)(b->lists.n_tiles > 0) << 3 |
+           (uint64_t)(b->lists.decode_ctas == b->n_sms) << 4 | (uint64_t)nodes << 5;
 }
 
 /* The instance of this make-up, or the place of the one that was not used for longest. */

@@ -48,7 +48,9 @@ struct attention_cuda {
     int32_t qkv_stride, block_table_stride, n_heads, n_kv_heads, window;
     float scale_log2;
 };
-int attention_decode_cuda(const struct attention_cuda *a, int head_dim, int grid, void *stream);
+/* deep: few workers with many loads under way each, for one CTA a multiprocessor; else two fit. */
+int attention_decode_cuda(const struct attention_cuda *a, int head_dim, int grid, int deep,
+                          void *stream);
 int attention_merge_cuda(const struct attention_cuda *a, int head_dim, int n_merges, void *stream);
 int attention_tile_cuda(const struct attention_cuda *a, int head_dim, int grid, void *stream);
 /* The same work and bits on any card of compute capability 8.0 or later; those above: 9.0 alone. */

@@ -14,13 +14,16 @@
 #include "wgmma.cuh"
 
 enum {
-    PAIRS = 4, /* of a CTA; two CTAs a multiprocessor */
-    STAGES = 3,
+    PAIRS = 4, /* of a CTA */
     THREADS = 2 * PAIRS * 32,
+    /* Of a pair's ring, with two CTAs a multiprocessor or with one. Either takes most of its shared
+     * memory: the loads under way are what counts, and two stages lose 7 % of the bandwidth. */
+    SHALLOW = 3,
+    DEEP = 7,
 };
 
 /* The pair's ring of 32-key chunks: the K chunks of a split in order, then its V chunks. */
-template <int DH> struct ring {
+template <int DH, int STAGES> struct ring {
     enum { BYTES = chunk_layout<DH>::BYTES, TURNS = 1 };
     uint32_t data, full, empty; /* shared addresses */
     uint32_t zero;              /* 0, which the compiler cannot know */
@@ -64,8 +67,8 @@ template <int DH> struct ring {
  * written in this step (a sequence of one row). What is older, the lists and the pages' numbers
  * were there before rope_kernel, which lets the next launch start only when all before it has
  * ended. */
-template <int DH>
-DEVICE void produce(ring<DH> &tiles, const struct attention_cuda &a, int begin, int end)
+template <int DH, int STAGES>
+DEVICE void produce(ring<DH, STAGES> &tiles, const struct attention_cuda &a, int begin, int end)
 {
     bool waited = false;
 #pragma unroll 1
@@ -100,7 +103,7 @@ DEVICE void produce(ring<DH> &tiles, const struct attention_cuda &a, int begin, 
     }
 }
 
-template <int DH>
+template <int DH, int STAGES>
 __global__ void __launch_bounds__(THREADS, 2) decode_kernel(struct attention_cuda a)
 {
     extern __shared__ __align__(128) unsigned char decode_stages[];
@@ -108,12 +111,13 @@ __global__ void __launch_bounds__(THREADS, 2) decode_kernel(struct attention_cud
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0), pair = warp % PAIRS,
               worker = pair * gridDim.x + blockIdx.x;
     const int begin = __ldg(a.decode_starts + worker), end = __ldg(a.decode_starts + worker + 1);
-    ring<DH> tiles = {shared_address(decode_stages) + pair * STAGES * ring<DH>::BYTES,
-                      shared_address(barriers[pair][0]),
-                      shared_address(barriers[pair][1]),
-                      static_cast<uint32_t>(a.n_heads) >> 30,
-                      0,
-                      0};
+    typedef ring<DH, STAGES> ring_of;
+    ring_of tiles = {shared_address(decode_stages) + pair * STAGES * ring_of::BYTES,
+                     shared_address(barriers[pair][0]),
+                     shared_address(barriers[pair][1]),
+                     static_cast<uint32_t>(a.n_heads) >> 30,
+                     0,
+                     0};
     /* full: the producer's lane arrives; empty: the consumer's warp. */
     if (threadIdx.x < PAIRS * 2 * STAGES)
         barrier_init(shared_address(barriers) + threadIdx.x * 8,
@@ -124,7 +128,7 @@ __global__ void __launch_bounds__(THREADS, 2) decode_kernel(struct attention_cud
     if (warp >= PAIRS) {
         registers_give<24>();
         if ((threadIdx.x & 31) == 0)
-            produce<DH>(tiles, a, begin, end);
+            produce<DH, STAGES>(tiles, a, begin, end);
     } else {
         registers_take<232>();
         grid_wait();
@@ -134,21 +138,29 @@ __global__ void __launch_bounds__(THREADS, 2) decode_kernel(struct attention_cud
     }
 }
 
-template <int DH> static int decode_launch(const struct attention_cuda *a, int grid, cudaStream_t s)
+template <int DH, int STAGES>
+static int decode_launch(const struct attention_cuda *a, int grid, cudaStream_t s)
 {
     static once_a_device ready;
-    const int bytes = PAIRS * STAGES * ring<DH>::BYTES;
-    cudaError_t e = shared_memory_allow(decode_kernel<DH>, bytes, ready);
+    const int bytes = PAIRS * STAGES * ring<DH, STAGES>::BYTES;
+    cudaError_t e = shared_memory_allow(decode_kernel<DH, STAGES>, bytes, ready);
     if (e != cudaSuccess)
         return (int)e;
-    return (int)launch_early<decode_kernel<DH>>((unsigned)grid, THREADS, bytes, s, *a);
+    return (int)launch_early<decode_kernel<DH, STAGES>>((unsigned)grid, THREADS, bytes, s, *a);
+}
+
+template <int STAGES>
+static int decode_heads(const struct attention_cuda *a, int head_dim, int grid, cudaStream_t s)
+{
+    return head_dim == 128  ? decode_launch<128, STAGES>(a, grid, s)
+           : head_dim == 64 ? decode_launch<64, STAGES>(a, grid, s)
+                            : decode_launch<32, STAGES>(a, grid, s);
 }
 
 extern "C" int attention_decode_cuda(const struct attention_cuda *a, int head_dim, int grid,
-                                     void *stream)
+                                     int deep, void *stream)
 {
     cudaStream_t s = static_cast<cudaStream_t>(stream);
-    return head_dim == 128  ? decode_launch<128>(a, grid, s)
-           : head_dim == 64 ? decode_launch<64>(a, grid, s)
-                            : decode_launch<32>(a, grid, s);
+    return deep ? decode_heads<DEEP>(a, head_dim, grid, s)
+                : decode_heads<SHALLOW>(a, head_dim, grid, s);
 }

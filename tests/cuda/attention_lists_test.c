@@ -186,7 +186,7 @@ static void check_all_done(struct rig *r)
 /* No warp has more than its share and one block more, no CTA more than its share and one tile. */
 static void check_shares(struct rig *r)
 {
-    const int32_t workers = cuda_decode_workers(&r->b);
+    const int32_t workers = DECODE_WARPS * r->b.lists.decode_ctas;
     int64_t all = 0, most = 0;
     for (int32_t w = 0; w < workers; w++) {
         int64_t load = 0;
@@ -233,20 +233,25 @@ int main(void)
     static const int heads[][2] = {{12, 2}, {14, 2}, {8, 8}, {32, 4}};
     static const int longest[] = {40, 200, 700, 1300, 6000};
     static struct rig r;
-    int32_t steps = 0, shared = 0;
+    int32_t steps = 0, shared = 0, deep = 0;
     for (size_t k = 0; k < TR_COUNT(heads); k++) {
         rig_open(&r, heads[k][0], heads[k][1]);
         for (size_t i = 0; i < TR_COUNT(longest); i++)
             for (int families = 0; families < 6; families++)
                 for (int n = 1; n <= SLOTS; n = n * 3 + below(3), steps++) {
                     backend_cuda_share_from(families % 2 ? 1 : 0);
+                    backend_cuda_deep_from(n % 2 ? 1 : 1000);
+                    r.b.hopper = n % 4 < 2;
                     const int32_t in = check_step(&r, n, families, longest[i]);
                     EXPECT(families > 0 || in == 0, "%d rows share nothing", in);
                     shared += in > 0;
+                    deep += r.b.lists.decode_ctas == SMS;
                 }
         rig_close(&r);
     }
     EXPECT(shared > steps / 10, "%d of %d steps have groups", shared, steps);
-    printf("attention lists: %d steps, %d with groups, %d faults\n", steps, shared, failed);
+    EXPECT(deep > steps / 10 && deep < steps * 9 / 10, "%d of %d steps are deep", deep, steps);
+    printf("attention lists: %d steps, %d with groups, %d deep, %d faults\n", steps, shared, deep,
+           failed);
     return failed != 0;
 }

@@ -34,6 +34,7 @@ struct way { /* how a run goes about it */
     int32_t park_every;         /* tokens; 0: never */
     bool no_sharing, greedy;    /* greedy: all jobs plain, with the two best logprobs */
     int32_t share_from;         /* backend_cuda_share_from */
+    int32_t deep_from;          /* backend_cuda_deep_from */
     enum engine_kind kind;
 };
 struct outcome {
@@ -224,6 +225,7 @@ static inline struct outcome run(const struct model *model, const struct way *w,
     struct finished f[256];
     struct err err = {0};
     backend_cuda_share_from(w->share_from);
+    backend_cuda_deep_from(w->deep_from);
     struct engine *e = engine_for(model, w);
     for (int32_t i = 0; i < w->jobs + w->fillers; i++)
         make_job(&jobs[i], i, w);

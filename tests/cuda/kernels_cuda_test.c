@@ -256,6 +256,7 @@ static void shared_case(int heads, int kv_heads, int head_dim, int n, int pages,
     int64_t differ = 0;
     backend_cuda_share_from(1);
     for (int turn = 0; turn < 6; turn++) { /* again: a race moves */
+        backend_cuda_deep_from(turn % 2 ? 1 : 1 << 30);
         step_attention(&r, &rows, window, together);
         for (int64_t i = 0; i < rows_n; i++)
             differ += memcmp(apart + i * r.out.cols, together + i * r.out.cols,
@@ -263,6 +264,7 @@ static void shared_case(int heads, int kv_heads, int head_dim, int n, int pages,
     }
     const int some = backend_cuda_shared_rows(r.b);
     backend_cuda_share_from(0);
+    backend_cuda_deep_from(0);
     char name[128];
     snprintf(name, sizeof name, "shared H%d G%d Dh%d rows %d pages %d window %d: %d in groups",
              heads, kv_heads, head_dim, n, pages, window, some);
@@ -292,13 +294,16 @@ static void long_case(int heads, int kv_heads, int head_dim, int keys, int windo
     struct kv_rows rows = {LAST, position, slots, table, r.o.pages_per_slot};
     step_attention(&r, &rows, window, whole);
     int differ = 0;
-    for (int i = 0; i < LAST; i++) {
+    for (int k = 0; k < 2 * LAST; k++) {
+        const int i = k % LAST;
+        backend_cuda_deep_from(k < LAST ? 1 : 1 << 30);
         rows = (struct kv_rows){1, position + i, slots, table, r.o.pages_per_slot};
         cudaMemcpy(r.qkv.data, qkv + (size_t)i * (row / 2), row, cudaMemcpyHostToDevice);
         step_attention(&r, &rows, window, one);
         differ += memcmp(whole + (size_t)i * (out_row / 2), one, out_row) != 0;
     }
     char name[128];
+    backend_cuda_deep_from(0);
     snprintf(name, sizeof name, "long H%d G%d Dh%d keys %d window %d: prefill, decode", heads,
              kv_heads, head_dim, keys, window);
     verdict(differ == 0, name, differ, 0);
