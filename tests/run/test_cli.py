@@ -45,6 +45,20 @@ def test_each_command_explains_itself(tranche, command):
         assert by_flag.stdout.decode().startswith(f"tranche {command}")
 
 
+def test_help_tells_the_exits(tranche):
+    """What docs/operations.md says of all: a command that prints can leave with 74, one that has a queue with 65."""
+    for command in COMMANDS:
+        told = text(tranche("help", command))[0]
+        exits = re.search(r"^Exit: (?:.+\n)+", told, re.M)
+        if command in ("doctor", "bench", "version", "help"):
+            continue
+        assert exits, command
+        assert ("74" in exits[0]) == (command not in ("run", "worker")), exits[0]
+        [mistake] = re.findall(r"65 ([^;]*?)(?:, \d\d |\.\n|;)", exits[0])
+        queue = command in ("worker", "submit", "smoke", "status", "dlq", "seek", "audit")
+        assert ("queue" in mistake) == queue, exits[0]
+
+
 def test_help_names_every_kind_of_queue(tranche):
     refusal = text(tranche("worker", "--engine=sim", "--source", "nosuch://x/y"))[1]
     schemes = refusal.split("want one of ")[1].split()
@@ -57,6 +71,14 @@ def test_help_of_an_unknown_command(tranche):
     process = tranche("help", "docter")
     assert process.returncode == 64
     assert '"docter" is no command; the nearest is "doctor"' in process.stderr.decode()
+
+
+def test_a_long_output_that_cannot_be_written(tranche, tiny_model):
+    """It fails before its end, inside the command."""
+    with open("/dev/full", "wb") as full:
+        process = tranche("tokenize", "--model", tiny_model, stdout=full, stdin='"a b"\n' * 20000)
+    assert process.returncode == 74
+    assert process.stderr.decode() == "tranche tokenize: standard output: cannot write: No space left on device\n"
 
 
 @pytest.mark.parametrize("args", [

@@ -132,7 +132,7 @@ static char *put_int(char *p, uint32_t v)
 static int write_out(const char *ptr, size_t n, struct err *err)
 {
     if (fwrite(ptr, 1, n, stdout) != n)
-        return err_errno(err, E_FATAL, "standard output");
+        return command_output_failed(err, "standard output", "write");
     return E_OK;
 }
 
@@ -262,8 +262,10 @@ static int run_lines(struct work *w, struct err *err)
         rc = w->decode ? decode_line(w, line, &why) : encode_line(w, line, &why);
         if (rc == E_JOB)
             return err_set(err, rc, "line %lld: %s", (long long)w->in.number, why.msg);
-        if (rc < 0)
-            return err_set(err, rc, "%s", why.msg);
+        if (rc < 0) {
+            *err = why; /* with its type */
+            return rc;
+        }
     }
     return rc;
 }

@@ -55,21 +55,24 @@ const struct command_info command_table[] = {
      0},
     {COMMAND_INIT, "init", "", "make a topic or stream and its group, where they are missing",
      "What is there stays as it is, so that it may run before every start.\n"
-     "Exit: 0 done, 64 options, 65 rights, 69 broker, or with --drop-group a group that is read.",
+     "Exit: 0 done, 64 options, 65 rights, 69 broker, or with --drop-group a group that is read,\n"
+     "74 output.",
      0},
     {COMMAND_SUBMIT, "submit", "JOBS.jsonl", "send a file of prompts to a queue",
      "Every id is checked before the first message leaves. Jobs that name no batch get --batch.\n"
      "With --db the batch and its number of jobs are registered there, for `tranche status`.\n"
      "After a stop, run it again: it goes on where the broker had confirmed. \"-\" reads standard\n"
-     "input (then --batch names the batch); a stop begins that anew.",
+     "input (then --batch names the batch); a stop begins that anew.\n"
+     "Exit: 0 done, 64 options or a job, 65 rights, schema or queue, 69 broker or database,\n"
+     "74 output.",
      1},
     {COMMAND_SMOKE, "smoke", "", "one prompt into the queue, its row out of the database",
      "Sends a prompt of the batch `smoke` and waits for its row, or says which step on the way "
      "did\n"
      "not answer. The prompt expires with --timeout. The user of --db may be a member of\n"
      "tranche_redrive; that of --source has the rights that submit wants.\n"
-     "Exit: 0 the row is ok, 3 it is not, or there was none in time, 64 options, 65 rights or\n"
-     "schema, 69 database or broker, 74 output.",
+     "Exit: 0 the row is ok, 3 it is not, or there was none in time, 64 options, 65 rights,\n"
+     "schema or queue, 69 database or broker, 74 output.",
      0},
     {COMMAND_STATUS, "status", "[BATCH]",
      "batches as they go, what is under way, the queue's backlog",
@@ -78,7 +81,7 @@ const struct command_info command_table[] = {
      "rows/s speaks of the last minute. With --source it asks the broker too. Reads only; the "
      "user\n"
      "of --db may be a member of tranche_redrive.\n"
-     "Exit: 0 done, 64 options, 65 rights or schema, 69 database or broker, 74 output.",
+     "Exit: 0 done, 64 options, 65 rights, schema or queue, 69 database or broker, 74 output.",
      1},
     {COMMAND_CANCEL, "cancel", "BATCH [ID...]", "jobs that nobody wants any more",
      "Without ids the whole batch, those of its jobs that are still to come included. A job that "
@@ -89,19 +92,20 @@ const struct command_info command_table[] = {
     {COMMAND_DLQ, "dlq", "list|show KEY|redrive", "dead letters: look at them, send them again",
      "redrive sends each open letter of the filter to --source, in a run of its own: main~1, of a\n"
      "letter that dies there main~2, at most main~3; the first row of a key stays for ever.\n"
-     "Exit: 0 done, 64 options, 65 rights or schema, 69 database or broker, 74 output.",
+     "Exit: 0 done, 64 options, 65 rights, schema or queue, 69 database or broker, 74 output.",
      2},
     {COMMAND_SEEK, "seek", "", "move the stored position of a topic's group",
      "Stop the workers first. Messages that are skipped get no row; those that are read again "
      "have\n"
      "theirs. --dry-run shows what it would do.\n"
-     "Exit: 0 done, 64 options, 65 rights, schema or running workers, 69 database or broker.",
+     "Exit: 0 done, 64 options, 65 rights, schema, queue or running workers, 69 database or\n"
+     "broker, 74 output.",
      0},
     {COMMAND_AUDIT, "audit", "", "compare what the broker still has with the rows",
      "Lists acknowledged messages without a row, as after a database was restored from an older\n"
      "backup; --requeue sends them again. Give --run and --batch as the workers have them.\n"
-     "Exit: 0 none, or all sent again; 3 some are missing; 64 options, 65 rights or schema,\n"
-     "69 database or broker.",
+     "Exit: 0 none, or all sent again; 3 some are missing; 64 options, 65 rights, schema or\n"
+     "queue, 69 database or broker, 74 output.",
      0},
     {COMMAND_PRUNE, "prune", "", "remove rows by age",
      "Counts in `batches` stay as they are. A result that is gone no longer stops a message that\n"
@@ -129,7 +133,7 @@ const struct command_info command_table[] = {
      "tranche_redrive.\n"
      "Exit: 0 done, 3 something of --fail-on was found, 64 options or a run without rows, 65 "
      "rights\n"
-     "or schema, 69 database.",
+     "or schema, 69 database, 74 output.",
      2},
     {COMMAND_CACHE, "cache", "SOURCE DEST", "copy a model folder to a volume that workers read",
      "Copies what opening the folder SOURCE reads, by way of DEST.partial: a copy that was cut\n"
@@ -142,7 +146,8 @@ const struct command_info command_table[] = {
     {COMMAND_TOKENIZE, "tokenize", "", "JSON strings on standard input to arrays of token ids",
      "Each input line is one JSON string; each output line is one JSON array of ids. --decode "
      "goes\n"
-     "the other way. Needs only the tokenizer's files of the folder.",
+     "the other way. Needs only the tokenizer's files of the folder. Stops at the first bad line.\n"
+     "Exit: 0 done, 64 options, 65 tokenizer or a line, 74 output.",
      0},
     {COMMAND_DOCTOR, "doctor", "", "what is wrong with folder, machine, queue, database; the mend",
      "Give it the options of the worker: only what is named is asked. It changes nothing.\n"
