@@ -341,6 +341,68 @@ static void a_failed_choice_fails_the_row(void **state)
     job_close(job);
 }
 
+/* Byte tokens with logprobs, all choices full. */
+static struct job *begin_large(const char *line)
+{
+    struct job *job = begin(&bytes_model, line);
+    for (int32_t i = 0; i < job->n_choices; i++) {
+        struct generated *g = &job->choices[i].out;
+        for (g->n = 0; g->n < g->cap; g->n++) {
+            g->ids[g->n] = 'A' - ' ' + g->n % 26;
+            if (g->logprobs)
+                g->logprobs[g->n] = -0.5f;
+            if (g->top_ids) {
+                g->top_ids[g->n] = g->ids[g->n];
+                g->top_logprobs[g->n] = -0.5f;
+            }
+        }
+    }
+    return job;
+}
+
+static size_t bytes_of(const struct result *r)
+{
+    return r->answer.len + r->reasoning.len + r->raw.len + r->choices.len + r->logprobs.len +
+           r->prompt_logprobs.len + r->request.len + r->params.len + r->source.len;
+}
+
+/* One byte over the limit fails the row without its texts, which are not made to their end. */
+static void a_row_over_the_limit_fails(void **state)
+{
+    (void)state;
+    static const char *const lines[] = {
+        "{\"id\":\"a\",\"prompt\":\"x\",\"logprobs\":1,\"n\":8,\"prompt_logprobs\":0,"
+        "\"expected\":\"q\"}",
+        CHAT ",\"logprobs\":true,\"top_logprobs\":1,\"n\":8,\"expected\":\"q\"}",
+        "{\"id\":\"a\",\"prompt\":[33,34,35,36,37,38],\"prompt_logprobs\":0}"};
+    for (size_t i = 0; i < TR_COUNT(lines); i++) {
+        struct job *job = begin_large(lines[i]);
+        char limit[64];
+        size_t bytes = bytes_of(finish(job));
+        assert_int_equal(job->result->status, RESULT_OK);
+        job_drop_result(job);
+        result_ctx.row_bytes_max = bytes;
+        assert_int_equal(finish(job)->status, RESULT_OK);
+        job_drop_result(job);
+        result_ctx.row_bytes_max = bytes - 1;
+        const struct result *r = finish(job);
+        assert_int_equal(r->status, RESULT_FAILED);
+        expect(r->error_code, "too_large");
+        snprintf(limit, sizeof limit, " %zu bytes or more, the limit is %zu;", bytes, bytes - 1);
+        if (!strstr(r->error_detail.ptr, limit))
+            fail_msg("want \"%s\" in: %s", limit, r->error_detail.ptr);
+        assert_true(!r->answer.ptr && !r->choices.ptr && !r->logprobs.ptr && !r->raw.ptr);
+        assert_true(!r->prompt_logprobs.ptr && r->request.ptr && r->source.ptr);
+        assert_int_equal(r->correct, -1);
+        assert_int_equal(r->completion_tokens, job->n_choices * job->choices[0].out.cap);
+        job_drop_result(job);
+        result_ctx.row_bytes_max = 1000;
+        expect(finish(job)->error_code, bytes > 1000 ? "too_large" : NULL);
+        assert_true(scratch.json.len + scratch.logprobs.len + scratch.raw.len < 5000);
+        job_close(job);
+    }
+}
+
 static void answers_are_judged(void **state)
 {
     (void)state;
@@ -403,6 +465,7 @@ int main(void)
         cmocka_unit_test(prompt_logprobs_have_vllm_s_shape),
         cmocka_unit_test(logprobs_end_where_a_row_has_no_more),
         cmocka_unit_test(a_failed_choice_fails_the_row),
+        cmocka_unit_test(a_row_over_the_limit_fails),
         cmocka_unit_test(answers_are_judged),
         cmocka_unit_test(refused_jobs_have_rows_too),
         cmocka_unit_test(output_hash_tells_outputs_apart),

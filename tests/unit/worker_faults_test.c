@@ -237,6 +237,20 @@ static void a_broken_model_stops_intake(void **state)
     expect_all_done(MANY);
 }
 
+/* A row too large for its database is no sign of a broken model. */
+static void rows_too_large_open_no_breaker(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = many, .n = MANY, .breaker = 0.2, .row_bytes_max = 10};
+    int64_t start = clock_mono_ns(clock_system());
+    assert_int_equal(run(&set), E_OK);
+    assert_true(clock_mono_ns(clock_system()) - start < 5000000000);
+    expect_all_done(MANY);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE status='failed' AND "
+                         "error_code='too_large' AND request<>'' AND answer IS NULL"),
+                     MANY);
+}
+
 /* Three of ten fail: it opens, a probe closes it, and in the end every job has its row. What is
  * left then is too little to open it again; each pause is twice as long as the one before. */
 static void a_probe_lets_the_rest_through(void **state)
@@ -266,6 +280,7 @@ int main(void)
         WITH_FILE(engine_failures_are_failed_rows),
         WITH_FILE(a_lost_engine_ends_the_worker),
         WITH_FILE(a_broken_model_stops_intake),
+        WITH_FILE(rows_too_large_open_no_breaker),
         WITH_FILE(a_probe_lets_the_rest_through),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

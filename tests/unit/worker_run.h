@@ -146,6 +146,7 @@ struct setting {
     int64_t fault_at; /* step at which the first engine is lost */
     int engines;      /* 0: one */
     int32_t flush_rows;
+    size_t row_bytes_max;
     int64_t flush_ns;
     const atomic_int *stop;
     bool stop_at_end; /* as the source hands out its last line */
@@ -232,7 +233,8 @@ static int run_over(const struct setting *set, struct sink *sink, struct loaded_
                                     .fingerprint = "f",
                                     .config_revision = "c",
                                     .worker = "w",
-                                    .source_label = STR("b.jsonl")};
+                                    .source_label = STR("b.jsonl"),
+                                    .row_bytes_max = set->row_bytes_max};
     struct worker_opts opts = {.source = &source.source,
                                .engines = engines,
                                .n_engines = n_engines,

@@ -17,60 +17,6 @@ void result_scratch_close(struct result_scratch *s)
     *s = (struct result_scratch){0};
 }
 
-struct str str_trim(struct str s)
-{
-    while (s.len && strchr(" \t\r\n", s.ptr[0]) && s.ptr[0])
-        s.ptr++, s.len--;
-    while (s.len && strchr(" \t\r\n", s.ptr[s.len - 1]) && s.ptr[s.len - 1])
-        s.len--;
-    return s;
-}
-
-bool split_reasoning(struct str text, struct str *reasoning, struct str *answer)
-{
-    static const char close_tag[] = "</think>";
-    const size_t n = sizeof close_tag - 1;
-    const char *at = text.len ? memmem(text.ptr, text.len, close_tag, n) : NULL;
-    if (!at)
-        return false;
-    *reasoning = (struct str){text.ptr, (size_t)(at - text.ptr)};
-    *answer = (struct str){at + n, text.len - reasoning->len - n};
-    return true;
-}
-
-/* The content of the last \boxed{...}, braces balanced; false: there is none. */
-static bool last_boxed(struct str text, struct str *content)
-{
-    static const char tag[] = "\\boxed{";
-    const size_t n = sizeof tag - 1;
-    bool found = false;
-    for (size_t i = 0; i + n <= text.len; i++) {
-        if (memcmp(text.ptr + i, tag, n) != 0)
-            continue;
-        size_t from = i + n, end = from;
-        for (int depth = 1; end < text.len; end++) {
-            depth += text.ptr[end] == '{';
-            depth -= text.ptr[end] == '}';
-            if (depth == 0)
-                break;
-        }
-        if (end == text.len)
-            break; /* cut off inside: it says nothing */
-        *content = (struct str){text.ptr + from, end - from};
-        found = true;
-        i = end;
-    }
-    return found;
-}
-
-bool answer_is_correct(struct str answer, struct str expected)
-{
-    struct str boxed;
-    if (last_boxed(answer, &boxed))
-        answer = boxed;
-    return str_eq(str_trim(answer), str_trim(expected));
-}
-
 /* Appends bytes as valid UTF-8 without NULs; *changed says whether anything was replaced. */
 static void add_clean(struct text *out, struct str raw, bool *changed)
 {
@@ -338,6 +284,20 @@ void result_hash_output(struct result *r)
     sha256_of((struct str){(const char *)bytes, at + 32}, r->output_sha256);
 }
 
+void result_unstorable(struct result *out, const struct result *r, struct str detail)
+{
+    *out = *r;
+    out->answer = out->reasoning = out->finish_reason = out->logprobs = out->choices =
+        out->prompt_logprobs = out->raw = out->model = out->params = out->request = out->source =
+            (struct str){NULL, 0};
+    out->status = RESULT_FAILED;
+    out->correct = -1;
+    out->sanitized = false;
+    out->error_code = STR("unstorable");
+    out->error_detail = detail;
+    result_hash_output(out);
+}
+
 static void take_first_choice(struct job *job, struct result *r, const struct parts *p,
                               struct result_scratch *s, bool *ok)
 {
@@ -393,17 +353,23 @@ static void take_numbers(const struct job *job, struct result *r, const struct r
         r->finish_reason = str_of(finish_reason_name(job->choices[0].finished.end.reason));
 }
 
-/* job->result of choices that have all ended. False: no memory. */
-static bool render(struct job *job, const struct result_context *ctx, struct result_scratch *s)
+/* Bytes of the row's texts so far, those that still stand in *s among them. */
+static size_t row_bytes(const struct result *r, const struct result_scratch *s)
 {
-    bool ok = true;
-    struct result *r = begin_result(job, ctx, RESULT_OK, &s->text);
-    if (!r)
-        return false;
-    take_numbers(job, r, ctx);
+    return r->request.len + r->params.len + r->source.len + r->answer.len + r->reasoning.len +
+           r->raw.len + s->json.len + s->logprobs.len + s->raw.len;
+}
+
+/* Choices and their logprobs into s->json and s->logprobs, the prompts' into s->raw; up to where
+ * they are too large. False: no memory. */
+static bool render_choices(struct job *job, struct result *r, const struct result_context *ctx,
+                           struct result_scratch *s)
+{
+    bool ok = true, logprobs = job->params.logprobs_given;
+    text_reset(&s->raw);
     text_reset(&s->json);
     text_reset(&s->logprobs);
-    for (int32_t i = 0; r->status == RESULT_OK && i < job->n_choices; i++) {
+    for (int32_t i = 0; i < job->n_choices && row_bytes(r, s) <= s->bytes_max; i++) {
         struct parts p;
         const struct job_choice *c = &job->choices[i];
         if (!concatenate(c, ctx->model, s))
@@ -415,25 +381,56 @@ static bool render(struct job *job, const struct result_context *ctx, struct res
         if (i == 0)
             take_first_choice(job, r, &p, s, &ok);
         r->sanitized = r->sanitized || p.sanitized;
-        if (job->params.logprobs_given) {
+        if (logprobs) {
             text_char(&s->logprobs, i ? ',' : '[');
             logprobs_add(&s->logprobs, c, ctx->model, s);
         }
+        text_reset(&s->raw);
     }
-    if (r->status == RESULT_OK) {
-        text_char(&s->json, ']');
-        r->choices = kept_text(job, &s->json, &ok);
-        if (job->params.logprobs_given) {
-            text_char(&s->logprobs, ']');
-            r->logprobs = kept_text(job, &s->logprobs, &ok);
-        }
-        if (job->params.sampling.prompt_logprobs >= 0) {
-            text_reset(&s->logprobs);
-            prompt_logprobs_add(&s->logprobs, job, ctx->model, s);
-            r->prompt_logprobs = kept_text(job, &s->logprobs, &ok);
-        }
-    } else {
+    text_char(&s->json, ']');
+    if (logprobs)
+        text_char(&s->logprobs, ']');
+    if (job->params.sampling.prompt_logprobs >= 0 && row_bytes(r, s) <= s->bytes_max)
+        prompt_logprobs_add(&s->raw, job, ctx->model, s);
+    return ok;
+}
+
+/* The row fails, without its texts: no database would hold them. False: no memory. */
+static bool refuse_size(struct job *job, struct result *r, const struct result_scratch *s)
+{
+    size_t bytes = row_bytes(r, s);
+    r->status = RESULT_FAILED;
+    r->error_code = STR("too_large");
+    r->answer = r->reasoning = r->raw = (struct str){NULL, 0};
+    r->reasoning_tokens = 0;
+    r->correct = -1;
+    r->sanitized = false;
+    return job_printf(job, &r->error_detail,
+                      "the row would have %zu bytes or more, the limit is %zu; fewer choices, "
+                      "tokens or logprobs make it smaller",
+                      bytes, s->bytes_max) >= 0;
+}
+
+/* job->result of choices that have all ended. False: no memory. */
+static bool render(struct job *job, const struct result_context *ctx, struct result_scratch *s)
+{
+    bool ok = true;
+    struct result *r = begin_result(job, ctx, RESULT_OK, &s->text);
+    if (!r)
+        return false;
+    take_numbers(job, r, ctx);
+    if (r->status != RESULT_OK) {
         r->error_detail = kept_clean(job, r->error_detail, &s->text, &ok);
+    } else if (!render_choices(job, r, ctx, s)) {
+        return false;
+    } else if (row_bytes(r, s) > s->bytes_max) {
+        ok = refuse_size(job, r, s);
+    } else {
+        r->choices = kept_text(job, &s->json, &ok);
+        if (job->params.logprobs_given)
+            r->logprobs = kept_text(job, &s->logprobs, &ok);
+        if (job->params.sampling.prompt_logprobs >= 0)
+            r->prompt_logprobs = kept_text(job, &s->raw, &ok);
     }
     if (ok)
         result_hash_output(r);
@@ -442,6 +439,7 @@ static bool render(struct job *job, const struct result_context *ctx, struct res
 
 bool result_render(struct job *job, const struct result_context *ctx, struct result_scratch *s)
 {
+    s->bytes_max = ctx->row_bytes_max ? ctx->row_bytes_max : RESULT_BYTES_MAX;
     if (render(job, ctx, s))
         return true;
     job_drop_result(job); /* the next try needs the room */

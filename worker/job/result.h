@@ -15,6 +15,11 @@
 #include "worker/job/job.h"
 #include "worker/open_model.h"
 
+/* Texts of one row at most: what every sink holds with room to spare (PostgreSQL takes 1 GiB in a
+ * message, SQLite 10^9 bytes in a row, the spool 1 GiB in a record). On its way to a commit a row
+ * is in memory several times, here and in the server. */
+enum { RESULT_BYTES_MAX = 256 << 20 };
+
 struct result_context {
     const struct loaded_model *model;
     const char *fingerprint, *config_revision, *worker;
@@ -23,21 +28,28 @@ struct result_context {
     void *sha_ctx;
     struct str source_label;
     int64_t mono_to_wall_ns; /* wall = mono + this */
+    size_t row_bytes_max;    /* 0: RESULT_BYTES_MAX */
 };
 struct result_scratch {
     struct text raw, text, json, logprobs, repaired;
     size_t *offsets; /* of each generated id in raw */
     size_t offsets_cap;
+    size_t bytes_max; /* of the row at hand */
 };
 void result_scratch_close(struct result_scratch *s);
 
-/* job->result from finished choices; status ok, or failed when one of them failed. Memory is the
- * job's. False when memory is refused, for whatever part of it (try again): job->result is NULL. */
+/* job->result from finished choices; status ok, or failed when one of them failed, or when its
+ * texts pass the limit ("too_large"; they are not made to their end then). Memory is the job's.
+ * False when memory is refused, for whatever part of it (try again): job->result is NULL. */
 bool result_render(struct job *job, const struct result_context *ctx, struct result_scratch *s);
 /* job->result of a job that never ran: invalid (job->err says why), expired or cancelled. False as
  * above. */
 bool result_refuse(struct job *job, const struct result_context *ctx, enum result_status status,
                    const char *code, const char *detail, int64_t now_wall_ns);
+
+/* *out: r as a failed row without anything that came from the request or the model, for a sink that
+ * cannot hold it; its hash is filled in. detail is borrowed, as all of r. */
+void result_unstorable(struct result *out, const struct result *r, struct str detail);
 
 /* Fills output_sha256, over custom_id, status and choices. */
 void result_hash_output(struct result *r);

@@ -47,12 +47,13 @@ static void add_chat_token(struct text *t, const struct loaded_model *model, int
 }
 
 static void add_chat(struct text *t, const struct job_choice *c, const struct loaded_model *model,
-                     struct text *scratch)
+                     struct result_scratch *s)
 {
+    struct text *scratch = &s->repaired;
     const struct generated *g = &c->out;
     int32_t top = c->sampling.params.n_top;
     text_add(t, STR("{\"content\":["));
-    for (int32_t i = 0; i < g->n; i++) {
+    for (int32_t i = 0; i < g->n && t->len <= s->bytes_max; i++) {
         if (i)
             text_char(t, ',');
         add_chat_token(t, model, g->ids[i], g->logprobs[i], scratch);
@@ -133,7 +134,7 @@ static void add_completion(struct text *t, const struct job_choice *c,
         add_logprob(t, g->logprobs[i]);
     }
     text_add(t, STR("],\"top_logprobs\":["));
-    for (int32_t i = 0; i < g->n; i++) {
+    for (int32_t i = 0; i < g->n && t->len <= s->bytes_max; i++) {
         if (i)
             text_char(t, ',');
         add_top_of_completion(t, c, i, model, &s->repaired);
@@ -152,7 +153,7 @@ void logprobs_add(struct text *t, const struct job_choice *c, const struct loade
                   struct result_scratch *s)
 {
     if (c->job->kind == JOB_CHAT)
-        add_chat(t, c, model, &s->repaired);
+        add_chat(t, c, model, s);
     else
         add_completion(t, c, model, s);
 }
@@ -168,13 +169,14 @@ static void add_prompt_token(struct text *t, const struct loaded_model *model, i
 }
 
 static void add_prompt(struct text *t, const struct job *job, const struct job_choice *c,
-                       const struct loaded_model *model, struct text *scratch)
+                       const struct loaded_model *model, struct result_scratch *s)
 {
+    struct text *scratch = &s->repaired;
     const struct job_prompt *p = &job->prompts[c->prompt];
     const struct generated *g = &c->out;
     int32_t top = c->sampling.prompt_logprobs;
     text_add(t, STR("[null"));
-    for (int32_t i = 1; i < p->n; i++) {
+    for (int32_t i = 1; i < p->n && t->len <= s->bytes_max; i++) {
         text_add(t, STR(",{"));
         add_prompt_token(t, model, p->ids[i], g->prompt_logprobs[i], scratch);
         size_t row = (size_t)i * (size_t)TR_MAX(top, 0);
@@ -194,9 +196,9 @@ static void add_prompt(struct text *t, const struct job *job, const struct job_c
 void prompt_logprobs_add(struct text *t, const struct job *job, const struct loaded_model *model,
                          struct result_scratch *s)
 {
-    for (int32_t i = 0; i < job->n_prompts; i++) {
+    for (int32_t i = 0; i < job->n_prompts && t->len <= s->bytes_max; i++) {
         text_char(t, i ? ',' : '[');
-        add_prompt(t, job, &job->choices[i * job->params.n], model, &s->repaired);
+        add_prompt(t, job, &job->choices[i * job->params.n], model, s);
     }
     text_char(t, ']');
 }

@@ -5,7 +5,8 @@
 
 #include "worker/job/result.h"
 
-/* Appends the object of one choice; s->raw and s->offsets hold its bytes. */
+/* Appends the object of one choice; s->raw and s->offsets hold its bytes. These two end early, and
+ * the JSON is not whole, where *t passes s->bytes_max. */
 void logprobs_add(struct text *t, const struct job_choice *c, const struct loaded_model *model,
                   struct result_scratch *s);
 /* Appends an array with one list for each prompt. */
