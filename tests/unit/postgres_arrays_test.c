@@ -95,12 +95,32 @@ static void buffers_serve_again(void **state)
     arrays_close(&a);
 }
 
+/* Too large is not the same as no memory, and begins anew with the next statement. */
+static void values_over_the_limit_are_told(void **state)
+{
+    (void)state;
+    struct postgres_arrays a = {.bytes_max = 32};
+    static const char text[24] = "x";
+    for (int round = 0; round < 2; round++) {
+        struct err err = {0};
+        arrays_begin(&a, "ti");
+        arrays_str(&a, (struct str){text, round == 0 ? sizeof text : 20});
+        arrays_int(&a, 1);
+        assert_int_equal(arrays_end(&a, values, lengths, formats, types, &err),
+                         round == 0 ? E_JOB : E_OK);
+        assert_string_equal(err.msg,
+                            round == 0 ? "want at most 32 bytes in a statement, have 36" : "");
+    }
+    arrays_close(&a);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bytes_are_the_servers),
         cmocka_unit_test(no_rows_are_an_empty_array),
         cmocka_unit_test(buffers_serve_again),
+        cmocka_unit_test(values_over_the_limit_are_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

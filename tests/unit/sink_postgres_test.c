@@ -184,6 +184,34 @@ static void large_rows_go_in_pieces(void **state)
     sink_close(s);
 }
 
+/* One row among ten that no message can hold (the limit is lowered): it alone is found, and its
+ * link is not taken for one that failed. */
+static void a_row_over_the_message_limit(void **state)
+{
+    (void)state;
+    enum { BYTES = 300000, ROWS = 10 };
+    struct sink *s = fresh();
+    struct result rows[ROWS];
+    char ids[ROWS][8], *text = mem_alloc(BYTES, 1);
+    assert_non_null(text);
+    memset(text, 'x', BYTES);
+    ((struct sink_postgres *)s)->arrays.bytes_max = BYTES;
+    for (int i = 0; i < ROWS; i++) {
+        snprintf(ids[i], sizeof ids[i], "id%02d", i);
+        rows[i] = make_result(ids[i], (struct str){text, BYTES / 5}, RESULT_OK);
+    }
+    rows[6].logprobs = (struct str){text, BYTES};
+    assert_int_equal(commit_all(s, rows, ROWS, NULL, 0).inserted, ROWS);
+    assert_int_equal(ask("SELECT count(*) FROM tranche.results WHERE status='ok'"), ROWS - 1);
+    assert_int_equal(ask("SELECT count(*) FROM tranche.results WHERE custom_id='id06' AND "
+                         "error_code='unstorable' AND logprobs IS NULL AND error_detail LIKE "
+                         "'%54000: want at most 300000 bytes in a statement, have 3%'"),
+                     1);
+    assert_int_equal(ask("SELECT rows_ok * 10 + rows_failed FROM tranche.batches"), 91);
+    mem_free(text);
+    sink_close(s);
+}
+
 /* A clock that is set by hand: waits of the policy pass at once. */
 static int64_t ahead_ns;
 static int64_t ahead_mono(void *ctx)
@@ -294,6 +322,7 @@ int main(void)
         cmocka_unit_test(dead_letters_are_there_once),
         cmocka_unit_test(progress_never_goes_back),
         cmocka_unit_test(large_rows_go_in_pieces),
+        cmocka_unit_test(a_row_over_the_message_limit),
         cmocka_unit_test(pieces_shrink_where_no_answer_comes_in_time),
         cmocka_unit_test(configuration_faults_have_ten_minutes),
     };

@@ -1,7 +1,7 @@
 /* postgres_arrays: see postgres_arrays.h. */
 #include "worker/sink/postgres_arrays.h"
 
-enum { HEADER_BYTES = 20, COLUMN_BYTES_MAX = 1 << 30 };
+enum { HEADER_BYTES = 20 };
 /* Microseconds from 1970 to 2000, where PostgreSQL's clock begins. */
 static const int64_t EPOCH_US = 946684800000000;
 
@@ -41,6 +41,7 @@ void arrays_begin(struct postgres_arrays *a, const char *layout)
     a->at = 0;
     a->rows = 0;
     a->bytes = 0;
+    a->too_large = false;
     for (int i = 0; i < a->n_columns; i++) {
         text_reset(&a->columns[i]);
         char *at = text_room(&a->columns[i], HEADER_BYTES);
@@ -49,23 +50,27 @@ void arrays_begin(struct postgres_arrays *a, const char *layout)
     }
 }
 
-/* Room for one element of n bytes behind its length; NULL: no memory. Moves on to the next column.
- */
+static size_t bytes_max(const struct postgres_arrays *a)
+{
+    return a->bytes_max ? a->bytes_max : ARRAYS_BYTES_MAX;
+}
+
+/* Room for one element of n bytes behind its length; NULL: no memory, or too large. Moves on to the
+ * next column. */
 static char *element(struct postgres_arrays *a, size_t n, bool null)
 {
     struct text *t = &a->columns[a->at];
-    char *at = n < COLUMN_BYTES_MAX ? text_room(t, 4 + n) : NULL;
+    a->bytes += 4 + n;
+    a->too_large = a->too_large || a->bytes > bytes_max(a);
+    char *at = a->too_large ? NULL : text_room(t, 4 + n);
     if (++a->at == a->n_columns) {
         a->at = 0;
         a->rows++;
     }
-    if (!at) {
-        t->failed = true;
+    if (!at)
         return NULL;
-    }
     put_be32(at, null ? UINT32_MAX : (uint32_t)n);
     t->len += 4 + n;
-    a->bytes += 4 + n;
     return at + 4;
 }
 
@@ -127,12 +132,14 @@ int arrays_end(struct postgres_arrays *a, const char **values, int *lengths, int
                unsigned *types, struct err *err)
 {
     CHECK(a->at == 0);
+    if (a->too_large)
+        return err_set(err, E_JOB, "want at most %zu bytes in a statement, have %zu", bytes_max(a),
+                       a->bytes);
     for (int i = 0; i < a->n_columns; i++) {
         struct text *t = &a->columns[i];
         unsigned type = 0;
-        if (t->failed || t->len >= COLUMN_BYTES_MAX)
-            return err_set(err, E_FATAL, "database: want less than %d bytes in a column, have %zu",
-                           COLUMN_BYTES_MAX, t->len);
+        if (t->failed)
+            return err_set(err, E_FATAL, "no memory for a statement of %zu bytes", a->bytes);
         type_numbers(a->layout[i], &type, &types[i]);
         /* No row: an array without dimensions. The flag for NULLs may stand where there is none. */
         put_be32(t->ptr, a->rows ? 1 : 0);

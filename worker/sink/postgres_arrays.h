@@ -7,7 +7,9 @@
 
 #include "worker/job/text.h"
 
-enum { ARRAYS_MAX = 40 };
+/* Bytes of a statement's values at most. The server refuses messages, and values in its memory, of
+ * 1 GiB: a message by closing the link, so that nothing would tell it from an outage. */
+enum { ARRAYS_MAX = 40, ARRAYS_BYTES_MAX = 960 << 20 };
 enum array_type { /* letters of a layout string, one a column */
                   ARRAY_TEXT = 't',
                   ARRAY_INT = 'i',    /* int4 */
@@ -21,7 +23,9 @@ struct postgres_arrays {
     const char *layout;
     int n_columns, at;
     int32_t rows;
-    size_t bytes; /* of all columns */
+    size_t bytes;     /* of all columns */
+    size_t bytes_max; /* 0: ARRAYS_BYTES_MAX */
+    bool too_large;   /* values were left out */
 };
 
 /* Begins anew; buffers are kept. layout: "ttil", borrowed. */
@@ -34,8 +38,8 @@ void arrays_time(struct postgres_arrays *a, int64_t wall_ns);
 void arrays_hash(struct postgres_arrays *a, const uint8_t sha256[32]); /* as 64 hex digits */
 void arrays_null(struct postgres_arrays *a);
 
-/* Fills libpq's parallel parameter arrays. E_FATAL: memory was refused, or a column passes 1 GiB.
- */
+/* Fills libpq's parallel parameter arrays. E_FATAL: memory was refused; E_JOB: the values pass
+ * bytes_max. */
 int arrays_end(struct postgres_arrays *a, const char **values, int *lengths, int *formats,
                unsigned *types, struct err *err) TR_MUSTCHECK;
 void arrays_close(struct postgres_arrays *a);

@@ -56,21 +56,8 @@ static int replace_row(struct settling *g, struct outgoing *o, const struct post
     if (!x)
         return E_RETRY;
     describe(x, r->answer.ptr ? "answer" : "request", r->answer.ptr ? r->answer : r->request, f);
-    x->result = *r;
     x->original = r;
-    struct str none = {NULL, 0},
-               *dropped[] = {&x->result.answer,   &x->result.reasoning, &x->result.finish_reason,
-                             &x->result.logprobs, &x->result.choices,   &x->result.prompt_logprobs,
-                             &x->result.raw,      &x->result.model,     &x->result.params,
-                             &x->result.request,  &x->result.source};
-    for (size_t i = 0; i < TR_COUNT(dropped); i++)
-        *dropped[i] = none;
-    x->result.status = RESULT_FAILED;
-    x->result.correct = -1;
-    x->result.sanitized = false;
-    x->result.error_code = STR("unstorable");
-    x->result.error_detail = str_of(x->detail);
-    result_hash_output(&x->result);
+    result_unstorable(&x->result, r, str_of(x->detail));
     o->result = &x->result;
     LOG(LOG_ERROR, "row_unstorable", LOG_STR("batch", r->key.batch_id),
         LOG_STR("custom_id", r->key.custom_id), LOG_S("sqlstate", f->code), LOG_S("text", f->text));

@@ -344,6 +344,15 @@ int postgres_run(struct postgres *p, const char *sql, struct postgres_failure *f
     return finish(p, NULL, f);
 }
 
+/* Values of 1 GiB: program_limit_exceeded, as the server would say if it were to read them. */
+static int fail_size(struct postgres_failure *f, const char *text)
+{
+    int rc = fail_link(f, text);
+    memcpy(f->code, "54000", sizeof f->code);
+    f->action = sqlstate_action(f->code);
+    return rc;
+}
+
 int postgres_query(struct postgres *p, const char *sql, struct postgres_arrays *arrays, bool binary,
                    PGresult **out, struct postgres_failure *f)
 {
@@ -354,11 +363,12 @@ int postgres_query(struct postgres *p, const char *sql, struct postgres_arrays *
     *out = NULL;
     if (!p->conn)
         return fail_link(f, "not connected");
-    if (arrays && arrays_end(arrays, values, lengths, formats, types, &err) < 0)
-        return fail_link(f, err.msg);
+    int rc = arrays ? arrays_end(arrays, values, lengths, formats, types, &err) : E_OK;
+    if (rc < 0)
+        return rc == E_JOB ? fail_size(f, err.msg) : fail_link(f, err.msg);
     if (!PQsendQueryParams(p->conn, sql, n, types, values, lengths, formats, binary))
         return lost(p, NULL, f);
-    int rc = finish(p, out, f);
+    rc = finish(p, out, f);
     if (rc < 0) {
         PQclear(*out);
         *out = NULL;
