@@ -9,9 +9,7 @@
 
 #include <stdio.h>
 
-#include "worker/job/text.h"
-
-enum { RESULT_COLUMNS = 34 };
+#include "worker/job/output_sum.h"
 
 const char *result_status_name(enum result_status status)
 {
@@ -50,54 +48,21 @@ void wall_text(int64_t wall_ns, char out[32])
 
 int sink_sqlite_error(struct sink_sqlite *s, const char *what, struct err *err)
 {
-    int rc = sqlite3_errcode(s->db) & 0xFF;
+    int bind = s->bind_rc, rc = bind ? bind : sqlite3_errcode(s->db) & 0xFF;
+    s->bind_rc = SQLITE_OK;
     bool passing = rc == SQLITE_BUSY || rc == SQLITE_LOCKED || rc == SQLITE_IOERR ||
                    rc == SQLITE_FULL || rc == SQLITE_NOMEM || rc == SQLITE_CANTOPEN ||
                    rc == SQLITE_PROTOCOL;
-    return err_typed(err, passing ? E_RETRY : E_FATAL, "database", "database: %s: %s", what,
-                     sqlite3_errmsg(s->db));
-}
-
-static void bind_str(sqlite3_stmt *st, int at, struct str v)
-{
-    if (v.ptr)
-        sqlite3_bind_text(st, at, v.ptr, (int)v.len, SQLITE_STATIC);
-    else
-        sqlite3_bind_null(st, at);
-}
-
-static void bind_time(sqlite3_stmt *st, int at, int64_t wall_ns)
-{
-    char text[32];
-    wall_text(wall_ns, text);
-    if (wall_ns > 0)
-        sqlite3_bind_text(st, at, text, -1, SQLITE_TRANSIENT);
-    else
-        sqlite3_bind_null(st, at);
-}
-
-static void bind_hash(sqlite3_stmt *st, int at, const uint8_t sha256[32])
-{
-    char hex[65];
-    sha256_hex(sha256, hex);
-    sqlite3_bind_text(st, at, hex, 64, SQLITE_TRANSIENT);
-}
-
-static sqlite3_stmt *with_key(struct sink_sqlite *s, enum statement id, const struct key *key)
-{
-    sqlite3_stmt *st = s->statements[id];
-    sqlite3_reset(st);
-    bind_str(st, 1, key->run);
-    bind_str(st, 2, key->batch_id);
-    bind_str(st, 3, key->custom_id);
-    return st;
+    return err_typed(err, passing ? E_RETRY : E_FATAL,
+                     rc == SQLITE_TOOBIG ? "too_large" : "database", "database: %s: %s", what,
+                     bind ? sqlite3_errstr(bind) : sqlite3_errmsg(s->db));
 }
 
 int sink_sqlite_finish(struct sink_sqlite *s, sqlite3_stmt *st, int64_t *first, struct err *err)
 {
-    int rc, rows = 0;
-    while ((rc = sqlite3_step(st)) == SQLITE_ROW)
-        if (rows++ == 0 && first)
+    int rc = s->bind_rc, rows = 0;
+    while (rc == SQLITE_OK || rc == SQLITE_ROW)
+        if ((rc = sqlite3_step(st)) == SQLITE_ROW && rows++ == 0 && first)
             *first = sqlite3_column_int64(st, 0);
     int out = rc == SQLITE_DONE ? rows : sink_sqlite_error(s, sqlite3_sql(st), err);
     sqlite3_reset(st);
@@ -127,7 +92,10 @@ static int touch(struct sink_sqlite *s, const struct key *key, struct err *err)
 {
     if (str_eq(key->run, s->touched_run) && str_eq(key->batch_id, s->touched_batch))
         return E_OK;
-    int rc = sink_sqlite_finish(s, with_key(s, S_TOUCH, key), NULL, err);
+    sqlite3_stmt *st = s->statements[S_TOUCH];
+    sqlite_bind_str(s, st, 1, key->run);
+    sqlite_bind_str(s, st, 2, key->batch_id);
+    int rc = sink_sqlite_finish(s, st, NULL, err);
     if (rc < 0 || key->run.len > sizeof s->touched[0] || key->batch_id.len > sizeof s->touched[1])
         return rc;
     memcpy(s->touched[0], key->run.ptr, key->run.len);
@@ -139,7 +107,7 @@ static int touch(struct sink_sqlite *s, const struct key *key, struct err *err)
 
 static int lookup_attempts(struct sink_sqlite *s, struct lookup *l, struct err *err)
 {
-    sqlite3_stmt *st = with_key(s, S_ATTEMPTS, &l->key);
+    sqlite3_stmt *st = sqlite_with_key(s, S_ATTEMPTS, &l->key);
     int rc = sqlite3_step(st);
     if (rc == SQLITE_ROW) {
         l->attempts = sqlite3_column_int(st, 0);
@@ -160,7 +128,7 @@ static int lookup_one(struct sink_sqlite *s, struct lookup *l, bool cancelled, b
     int rc = touch(s, &l->key, err);
     if (rc < 0)
         return rc;
-    sqlite3_stmt *st = with_key(s, S_LOOKUP, &l->key);
+    sqlite3_stmt *st = sqlite_with_key(s, S_LOOKUP, &l->key);
     rc = sqlite3_step(st);
     l->state = LOOKUP_ABSENT;
     l->attempts = l->deaths = 0;
@@ -178,7 +146,7 @@ static int lookup_one(struct sink_sqlite *s, struct lookup *l, bool cancelled, b
     }
     sqlite3_reset(st);
     if (cancelled && l->state == LOOKUP_ABSENT) {
-        rc = sink_sqlite_finish(s, with_key(s, S_CANCELLED, &l->key), NULL, err);
+        rc = sink_sqlite_finish(s, sqlite_with_key(s, S_CANCELLED, &l->key), NULL, err);
         if (rc > 0)
             l->state = LOOKUP_CANCELLED;
         if (rc < 0)
@@ -187,7 +155,7 @@ static int lookup_one(struct sink_sqlite *s, struct lookup *l, bool cancelled, b
     if (attempts && l->state == LOOKUP_ABSENT)
         rc = lookup_attempts(s, l, err);
     if (rc >= 0 && s->any_parked && l->state == LOOKUP_ABSENT) {
-        rc = sink_sqlite_finish(s, with_key(s, S_PARKED, &l->key), NULL, err);
+        rc = sink_sqlite_finish(s, sqlite_with_key(s, S_PARKED, &l->key), NULL, err);
         l->parked = rc > 0;
     }
     return rc < 0 ? rc : E_OK;
@@ -218,12 +186,12 @@ static int sqlite_count_attempts(struct sink *sink, const struct key *keys,
     int rc = simple(s, S_BEGIN, err);
     for (size_t i = 0; rc >= 0 && i < n; i++) {
         int64_t count = 0;
-        sqlite3_stmt *st = with_key(s, what == COUNT_BACK ? S_UNCOUNT : S_COUNT, &keys[i]);
+        sqlite3_stmt *st = sqlite_with_key(s, what == COUNT_BACK ? S_UNCOUNT : S_COUNT, &keys[i]);
         sqlite3_bind_text(st, 4, now, -1, SQLITE_STATIC);
-        bind_str(st, 5, sink->process);
+        sqlite_bind_str(s, st, 5, sink->process);
         if (what != COUNT_BACK) {
             sqlite3_bind_int(st, 6, what == COUNT_ALONE);
-            bind_str(st, 7, revisions ? revisions[i] : (struct str){NULL, 0});
+            sqlite_bind_str(s, st, 7, revisions ? revisions[i] : (struct str){NULL, 0});
         }
         rc = sink_sqlite_finish(s, st, &count, err);
         if (attempts)
@@ -234,26 +202,6 @@ static int sqlite_count_attempts(struct sink *sink, const struct key *keys,
 
 /* ---- commit ---- */
 
-/* sum += more, as 256-bit little-endian numbers. */
-static void sum256(uint8_t sum[32], const uint8_t more[32])
-{
-    unsigned carry = 0;
-    for (int i = 0; i < 32; i++) {
-        carry += (unsigned)sum[i] + more[i];
-        sum[i] = (uint8_t)carry;
-        carry >>= 8;
-    }
-}
-
-static void hash_from_hex(const char *hex, uint8_t out[32])
-{
-    memset(out, 0, 32);
-    for (size_t i = 0; hex && i < 64 && hex[i]; i++) {
-        int digit = hex[i] <= '9' ? hex[i] - '0' : (hex[i] | 32) - 'a' + 10;
-        out[i / 2] = (uint8_t)(out[i / 2] << 4 | (digit & 15));
-    }
-}
-
 static int tally_write(struct sink_sqlite *s, int64_t now_ns, struct err *err)
 {
     struct tally *t = &s->tally;
@@ -261,29 +209,28 @@ static int tally_write(struct sink_sqlite *s, int64_t now_ns, struct err *err)
     if (!t->used)
         return E_OK;
     sqlite3_stmt *st = s->statements[S_BATCH_READ];
-    bind_str(st, 1, t->run);
-    bind_str(st, 2, t->batch_id);
+    sqlite_bind_str(s, st, 1, t->run);
+    sqlite_bind_str(s, st, 2, t->batch_id);
     if (sqlite3_step(st) == SQLITE_ROW)
-        hash_from_hex((const char *)sqlite3_column_text(st, 0), sum);
+        output_sum_parse(str_of((const char *)sqlite3_column_text(st, 0)), sum);
     sqlite3_reset(st);
-    sum256(sum, t->outputs);
+    output_sum_add(sum, t->outputs);
     st = s->statements[S_BATCH_WRITE];
-    bind_str(st, 1, t->run);
-    bind_str(st, 2, t->batch_id);
-    bind_str(st, 3, t->source);
-    bind_str(st, 4, t->config_revision);
+    sqlite_bind_str(s, st, 1, t->run);
+    sqlite_bind_str(s, st, 2, t->batch_id);
+    sqlite_bind_str(s, st, 3, t->source);
+    sqlite_bind_str(s, st, 4, t->config_revision);
     for (int i = 0; i < RESULT_STATUSES; i++)
         sqlite3_bind_int64(st, 5 + i, t->rows[i]);
     sqlite3_bind_int64(st, 11, t->dead_letters);
-    bind_hash(st, 12, sum);
-    bind_time(st, 13, now_ns);
+    sqlite_bind_hash(s, st, 12, sum);
+    sqlite_bind_time(s, st, 13, now_ns);
     int rc = sink_sqlite_finish(s, st, NULL, err);
     *t = (struct tally){0};
     return rc;
 }
 
-/* The tally of this key's batch; the one before is written out first. */
-static int tally_of(struct sink_sqlite *s, const struct key *key, int64_t now_ns, struct err *err)
+int sink_sqlite_tally(struct sink_sqlite *s, const struct key *key, int64_t now_ns, struct err *err)
 {
     struct tally *t = &s->tally;
     int rc = touch(s, key, err);
@@ -296,129 +243,37 @@ static int tally_of(struct sink_sqlite *s, const struct key *key, int64_t now_ns
     return rc;
 }
 
-static void bind_result(sqlite3_stmt *st, const struct result *r)
-{
-    int at = 4;
-    bind_str(st, at++, str_of(result_status_name(r->status)));
-    bind_str(st, at++, r->answer);
-    bind_str(st, at++, r->reasoning);
-    if (r->correct >= 0)
-        sqlite3_bind_int(st, at, r->correct);
-    else
-        sqlite3_bind_null(st, at);
-    at++;
-    bind_str(st, at++, r->finish_reason);
-    sqlite3_bind_int(st, at++, r->prompt_tokens);
-    sqlite3_bind_int(st, at++, r->completion_tokens);
-    sqlite3_bind_int(st, at++, r->reasoning_tokens);
-    sqlite3_bind_int(st, at++, r->cached_tokens);
-    bind_str(st, at++, r->logprobs);
-    bind_str(st, at++, r->prompt_logprobs);
-    bind_str(st, at++, r->choices);
-    bind_str(st, at++, r->error_code);
-    bind_str(st, at++, r->error_detail);
-    sqlite3_bind_int(st, at++, r->sanitized);
-    if (r->raw.ptr)
-        sqlite3_bind_blob(st, at, r->raw.ptr, (int)r->raw.len, SQLITE_STATIC);
-    else
-        sqlite3_bind_null(st, at);
-    at++;
-    bind_str(st, at++, r->model);
-    bind_str(st, at++, r->model_sha256);
-    bind_str(st, at++, r->fingerprint);
-    bind_str(st, at++, r->config_revision);
-    bind_str(st, at++, r->params);
-    if (r->has_seed)
-        sqlite3_bind_int64(st, at, r->seed);
-    else
-        sqlite3_bind_null(st, at);
-    at++;
-    bind_str(st, at++, r->request);
-    bind_hash(st, at++, r->request_sha256);
-    bind_str(st, at++, r->source);
-    sqlite3_bind_int(st, at++, r->attempts);
-    bind_str(st, at++, r->worker);
-    sqlite3_bind_double(st, at++, r->device_seconds);
-    bind_time(st, at++, r->queued_ns);
-    bind_time(st, at++, r->started_ns);
-    bind_time(st, at++, r->finished_ns);
-    CHECK(at == RESULT_COLUMNS + 1);
-}
-
-/* Whether the row that is there is another request's. */
-static int is_conflict(struct sink_sqlite *s, const struct result *r, bool *conflict,
-                       struct err *err)
-{
-    char hex[65];
-    sqlite3_stmt *st = with_key(s, S_LOOKUP, &r->key);
-    int rc = sqlite3_step(st) == SQLITE_ROW ? E_OK : sink_sqlite_error(s, "conflict", err);
-    sha256_hex(r->request_sha256, hex);
-    *conflict = rc == E_OK && strcmp((const char *)sqlite3_column_text(st, 0), hex) != 0;
-    sqlite3_reset(st);
-    return rc;
-}
-
-/* *conflict, where not NULL: what is_conflict says of a row that is there. */
-static int put_result(struct sink_sqlite *s, const struct result *r, int64_t now_ns,
-                      struct commit_counts *counts, bool *conflict, struct err *err)
-{
-    int rc = tally_of(s, &r->key, now_ns, err);
-    if (rc < 0)
-        return rc;
-    sqlite3_stmt *st = with_key(s, S_RESULT, &r->key);
-    bind_result(st, r);
-    rc = sink_sqlite_finish(s, st, NULL, err);
-    if (rc < 0)
-        return rc;
-    if (sqlite3_changes(s->db) == 1) {
-        counts->inserted++;
-        s->tally.rows[r->status]++;
-        if (!s->tally.source.ptr)
-            s->tally.source = r->source;
-        s->tally.config_revision = r->config_revision;
-        sum256(s->tally.outputs, r->output_sha256);
-    } else {
-        counts->already++;
-        rc = conflict ? is_conflict(s, r, conflict, err) : E_OK;
-    }
-    if (rc >= 0 && r->attempts > 0)
-        rc = sink_sqlite_finish(s, with_key(s, S_FORGET, &r->key), NULL, err);
-    if (rc >= 0 && s->any_parked)
-        rc = sink_sqlite_finish(s, with_key(s, S_FORGET_PARKED, &r->key), NULL, err);
-    return rc;
-}
-
 /* One that is there already leaves its row but for last_seen, and counts no more. */
 static int put_dead_letter(struct sink_sqlite *s, const struct dead_letter *d, int64_t now_ns,
                            struct commit_counts *counts, struct err *err)
 {
-    int rc = tally_of(s, &d->key, now_ns, err);
+    int rc = sink_sqlite_tally(s, &d->key, now_ns, err);
     if (rc < 0)
         return rc;
     int64_t fresh = 0;
     sqlite3_stmt *st = s->statements[S_DEAD];
-    bind_str(st, 1, d->source_key);
-    bind_str(st, 2, d->key.run);
-    bind_str(st, 3, d->key.batch_id);
-    bind_str(st, 4, d->key.custom_id);
-    bind_str(st, 5, d->reason);
-    bind_str(st, 6, d->detail);
-    sqlite3_bind_blob(st, 7, d->payload.ptr, (int)d->payload.len, SQLITE_STATIC);
-    bind_hash(st, 8, d->sha256);
-    bind_str(st, 9, d->source);
+    sqlite_bind_str(s, st, 1, d->source_key);
+    sqlite_bind_str(s, st, 2, d->key.run);
+    sqlite_bind_str(s, st, 3, d->key.batch_id);
+    sqlite_bind_str(s, st, 4, d->key.custom_id);
+    sqlite_bind_str(s, st, 5, d->reason);
+    sqlite_bind_str(s, st, 6, d->detail);
+    sqlite_bind_blob(s, st, 7, d->payload);
+    sqlite_bind_hash(s, st, 8, d->sha256);
+    sqlite_bind_str(s, st, 9, d->source);
     sqlite3_bind_int(st, 10, d->attempts);
-    bind_time(st, 11, d->seen_ns);
-    bind_str(st, 12, d->worker);
-    bind_str(st, 13, s->sink.queue);
-    sqlite3_bind_blob(st, 14, d->message_key.ptr, (int)d->message_key.len, SQLITE_STATIC);
+    sqlite_bind_time(s, st, 11, d->seen_ns);
+    sqlite_bind_str(s, st, 12, d->worker);
+    sqlite_bind_str(s, st, 13, s->sink.queue);
+    sqlite_bind_blob(s, st, 14, d->message_key);
     rc = sink_sqlite_finish(s, st, &fresh, err);
     counts->dead_letters += fresh;
     s->tally.dead_letters += fresh;
     if (rc < 0 || fresh)
         return rc;
     st = s->statements[S_DEAD_AGAIN];
-    bind_str(st, 1, d->source_key);
-    bind_time(st, 2, d->seen_ns);
+    sqlite_bind_str(s, st, 1, d->source_key);
+    sqlite_bind_time(s, st, 2, d->seen_ns);
     return sink_sqlite_finish(s, st, NULL, err);
 }
 
@@ -434,7 +289,7 @@ static int sqlite_commit(struct sink *sink, const struct commit *c, struct commi
     bool conflict = false;
     for (size_t i = 0; rc >= 0 && i < c->n_results; i++) {
         bool *ask = c->conflicts ? &c->conflicts[i] : NULL;
-        rc = put_result(s, c->results[i], c->now_ns, counts, ask, err);
+        rc = sink_sqlite_put_result(s, c->results[i], c->now_ns, counts, ask, err);
         conflict = conflict || (rc >= 0 && ask && *ask);
     }
     if (rc >= 0 && conflict)
@@ -463,8 +318,8 @@ static int sqlite_totals(struct sink *sink, struct totals *out, struct err *err)
         for (int i = 0; i < RESULT_STATUSES; i++)
             out->rows[i] += sqlite3_column_int64(st, i);
         out->dead_letters += sqlite3_column_int64(st, 6);
-        hash_from_hex((const char *)sqlite3_column_text(st, 7), sum);
-        sum256(out->outputs_sha256, sum);
+        output_sum_parse(str_of((const char *)sqlite3_column_text(st, 7)), sum);
+        output_sum_add(out->outputs_sha256, sum);
     }
     rc = rc == SQLITE_DONE ? E_OK : sink_sqlite_error(s, "totals", err);
     sqlite3_reset(st);

@@ -57,17 +57,37 @@ struct sink_sqlite {
     char touched[2][520];
     struct tally tally;
     bool any_parked; /* in this transaction's snapshot */
+    int bind_rc;     /* SQLite's, of the first bind refused since the last statement; 0: none */
 };
 
 extern const struct sink_ops sink_sqlite_ops;
 
+/* E_RETRY or E_FATAL by what SQLite says of the newest call; err->type "too_large": a value or a
+ * row passes its limit. */
 int sink_sqlite_error(struct sink_sqlite *s, const char *what, struct err *err);
-/* Runs a bound statement to its end and resets it; the number of rows. first != NULL: the first
+/* Runs a bound statement to its end and resets it; the number of rows. An error, and the statement
+ * does not run, where one of the binds below was refused. first != NULL: the first
  * column of the first row, if any. */
 int sink_sqlite_finish(struct sink_sqlite *s, sqlite3_stmt *st, int64_t *first, struct err *err);
 /* Ends a transaction: COMMIT, or ROLLBACK where rc is an error. */
 int sink_sqlite_end(struct sink_sqlite *s, int rc, struct err *err);
 void sink_sqlite_close(struct sink *sink);
+
+/* The tally of this key's batch; the one before is written out first. */
+int sink_sqlite_tally(struct sink_sqlite *s, const struct key *key, int64_t now_ns,
+                      struct err *err);
+
+/* sink_sqlite_result.c: ptr NULL and times up to 0 are NULL; texts and blobs are borrowed. */
+void sqlite_bind_str(struct sink_sqlite *s, sqlite3_stmt *st, int at, struct str v);
+void sqlite_bind_blob(struct sink_sqlite *s, sqlite3_stmt *st, int at, struct str v);
+void sqlite_bind_time(struct sink_sqlite *s, sqlite3_stmt *st, int at, int64_t wall_ns);
+void sqlite_bind_hash(struct sink_sqlite *s, sqlite3_stmt *st, int at, const uint8_t sha256[32]);
+/* The statement with the key as its first three parameters. */
+sqlite3_stmt *sqlite_with_key(struct sink_sqlite *s, enum statement id, const struct key *key);
+/* A row that SQLite finds too large becomes `unstorable`. *conflict, where not NULL: whether the
+ * row that is there is another request's. */
+int sink_sqlite_put_result(struct sink_sqlite *s, const struct result *r, int64_t now_ns,
+                           struct commit_counts *counts, bool *conflict, struct err *err);
 
 /* sink_sqlite_deaths.c */
 int sink_sqlite_record_death(struct sink *sink, struct death *death, struct err *err);

@@ -1,35 +1,15 @@
 /* sink_sqlite_parked: parked sequences and cancellations in SQLite. See sink.h. */
 #include "worker/sink/sink_sqlite.h"
 
-static void bind(sqlite3_stmt *st, int at, struct str v)
-{
-    if (v.ptr)
-        sqlite3_bind_text(st, at, v.ptr, (int)v.len, SQLITE_STATIC);
-    else
-        sqlite3_bind_null(st, at);
-}
-
-static sqlite3_stmt *with_key(struct sink_sqlite *s, enum statement id, const struct key *key)
-{
-    sqlite3_stmt *st = s->statements[id];
-    sqlite3_reset(st);
-    bind(st, 1, key->run);
-    bind(st, 2, key->batch_id);
-    bind(st, 3, key->custom_id);
-    return st;
-}
-
 static int put_state(struct sink_sqlite *s, const struct parked *p, struct err *err)
 {
-    char at[32];
-    sqlite3_stmt *st = with_key(s, S_PARK, &p->key);
+    sqlite3_stmt *st = sqlite_with_key(s, S_PARK, &p->key);
     sqlite3_bind_int(st, 4, p->choice);
     sqlite3_bind_int(st, 5, p->n);
-    sqlite3_bind_blob(st, 6, p->state.ptr, (int)p->state.len, SQLITE_STATIC);
-    bind(st, 7, p->config_revision);
-    bind(st, 8, p->worker);
-    wall_text(p->parked_ns, at);
-    sqlite3_bind_text(st, 9, at, -1, SQLITE_TRANSIENT);
+    sqlite_bind_blob(s, st, 6, p->state);
+    sqlite_bind_str(s, st, 7, p->config_revision);
+    sqlite_bind_str(s, st, 8, p->worker);
+    sqlite_bind_time(s, st, 9, p->parked_ns);
     return sink_sqlite_finish(s, st, NULL, err);
 }
 
@@ -47,7 +27,7 @@ int sink_sqlite_unpark(struct sink *sink, const struct key *keys, size_t n, unpa
 {
     struct sink_sqlite *s = (struct sink_sqlite *)sink;
     for (size_t i = 0; i < n; i++) {
-        sqlite3_stmt *st = with_key(s, S_UNPARK, &keys[i]);
+        sqlite3_stmt *st = sqlite_with_key(s, S_UNPARK, &keys[i]);
         int rc;
         while ((rc = sqlite3_step(st)) == SQLITE_ROW) {
             struct parked p = {
@@ -76,7 +56,7 @@ int sink_sqlite_cancelled(struct sink *sink, const struct key *keys, size_t n, b
     if (rc <= 0)
         return rc;
     for (size_t i = 0; rc >= 0 && i < n; i++) {
-        rc = sink_sqlite_finish(s, with_key(s, S_CANCELLED, &keys[i]), NULL, err);
+        rc = sink_sqlite_finish(s, sqlite_with_key(s, S_CANCELLED, &keys[i]), NULL, err);
         out[i] = rc > 0;
     }
     return rc < 0 ? rc : E_OK;
