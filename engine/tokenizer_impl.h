@@ -12,8 +12,11 @@ enum {
     TOKENIZER_ADDED_MAX = 16384,  /* added tokens; real vocabularies have up to a few thousand */
     TOKENIZER_TEXT_MAX = 1 << 28, /* bytes of one text: positions are 32 bits */
     TOKENIZER_TEMPLATE_MAX = 8,   /* ids in front of or behind a text */
-    BPE_SHORT_MAX = 64,           /* symbols: up to here a plain scan beats a heap */
-    WORD_KEY_MAX = 31,            /* bytes: longer pre-tokens are not cached */
+    /* Slots that one key or pair may be away from its own. Tables are at most three quarters full:
+     * of 2^21 keys one in 10^10 times the farthest is beyond 600. */
+    TOKENIZER_PROBES_MAX = 1024,
+    BPE_SHORT_MAX = 64, /* symbols: up to here a plain scan beats a heap */
+    WORD_KEY_MAX = 31,  /* bytes: longer pre-tokens are not cached */
     WORD_IDS_MAX = 7,
     WORD_CACHE_BITS = 14, /* 1 MiB a thread */
 };
@@ -183,7 +186,8 @@ uint64_t tokenizer_pair(const struct tokenizer *t, int32_t left, int32_t right);
 bool tokenizer_unmap(struct str s, char *out, size_t *len);
 /* Appends to blob, which has the room. */
 uint32_t tokenizer_blob_add(struct tokenizer *t, struct str s);
-void tokenizer_slot_add(struct tokenizer *t, int32_t id);
+/* False where TOKENIZER_PROBES_MAX slots are taken: keys made to collide. */
+bool tokenizer_slot_add(struct tokenizer *t, int32_t id) TR_MUSTCHECK;
 
 /* ---- tokenizer_split.c ---- */
 /* Finds the split of a list of regular expressions; SPLIT_NONE when it is none that we know. */

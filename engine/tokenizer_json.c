@@ -282,7 +282,11 @@ static int place_entries(struct tokenizer *t, const struct entry *entries, size_
         uint8_t flags = (uint8_t)(TOKEN_PRESENT | (entries[i].raw ? TOKEN_RAW : 0));
         t->tokens[id] =
             (struct token){entries[i].key, entries[i].key, entries[i].len, entries[i].len, flags};
-        tokenizer_slot_add(t, id);
+        if (!tokenizer_slot_add(t, id))
+            return err_set(r->err, E_FATAL,
+                           "tokenizer.json: model.vocab: id %d: the hashes of more than %d keys "
+                           "before it collide",
+                           id, TOKENIZER_PROBES_MAX);
     }
     return E_OK;
 }
@@ -344,14 +348,18 @@ static int32_t side_id(const struct tokenizer *t, struct str s, char *key, size_
     return tokenizer_find(t, (struct str){key, *len}, false);
 }
 
-static void pair_put(struct tokenizer *t, int32_t left, int32_t right, uint64_t value)
+static bool pair_put(struct tokenizer *t, int32_t left, int32_t right, uint64_t value)
 {
     uint64_t key = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
     uint64_t hash = key * 0x9E3779B97F4A7C15u;
     uint32_t i = (uint32_t)(hash >> 32) & t->pair_mask;
-    while (t->pairs[i].key != UINT64_MAX && t->pairs[i].key != key)
-        i = (i + 1) & t->pair_mask;
-    t->pairs[i] = (struct pair_slot){key, value}; /* of equal pairs the last one counts */
+    for (int probes = 0; probes < TOKENIZER_PROBES_MAX; probes++, i = (i + 1) & t->pair_mask) {
+        if (t->pairs[i].key == UINT64_MAX || t->pairs[i].key == key) {
+            t->pairs[i] = (struct pair_slot){key, value}; /* of equal pairs the last one counts */
+            return true;
+        }
+    }
+    return false;
 }
 
 static int add_merge(struct tokenizer *t, struct reader *r, struct str a, struct str b,
@@ -371,7 +379,11 @@ static int add_merge(struct tokenizer *t, struct reader *r, struct str a, struct
     if (t->split == SPLIT_WORDS && b.len >= 3 && memcmp(b.ptr, "\u2581", 3) == 0 &&
         (a.len < 3 || memcmp(a.ptr + a.len - 3, "\u2581", 3) != 0))
         t->split = SPLIT_NONE;
-    pair_put(t, left, right, (uint64_t)rank << 32 | (uint32_t)both);
+    if (!pair_put(t, left, right, (uint64_t)rank << 32 | (uint32_t)both))
+        return err_set(r->err, E_FATAL,
+                       "tokenizer.json: model.merges[%u]: the hashes of more than %d pairs before "
+                       "it collide",
+                       rank, TOKENIZER_PROBES_MAX);
     return E_OK;
 }
 

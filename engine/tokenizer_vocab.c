@@ -38,36 +38,44 @@ int32_t tokenizer_find(const struct tokenizer *t, struct str key, bool raw)
 {
     uint64_t hash = tokenizer_hash(key.ptr, key.len);
     uint32_t tag = (uint32_t)(hash >> 32);
-    for (uint32_t i = (uint32_t)hash & t->slot_mask;; i = (i + 1) & t->slot_mask) {
+    uint32_t i = (uint32_t)hash & t->slot_mask;
+    for (int probes = 0; probes < TOKENIZER_PROBES_MAX; probes++, i = (i + 1) & t->slot_mask) {
         int32_t id = t->slots[i].id;
         if (id < 0)
-            return -1;
+            break;
         if (t->slots[i].tag == tag && ((t->tokens[id].flags & TOKEN_RAW) != 0) == raw &&
             str_eq(tokenizer_key(t, id), key))
             return id;
     }
+    return -1;
 }
 
-void tokenizer_slot_add(struct tokenizer *t, int32_t id)
+bool tokenizer_slot_add(struct tokenizer *t, int32_t id)
 {
     struct str key = tokenizer_key(t, id);
     uint64_t hash = tokenizer_hash(key.ptr, key.len);
     uint32_t i = (uint32_t)hash & t->slot_mask;
-    while (t->slots[i].id >= 0)
-        i = (i + 1) & t->slot_mask;
-    t->slots[i] = (struct token_slot){(uint32_t)(hash >> 32), id};
+    for (int probes = 0; probes < TOKENIZER_PROBES_MAX; probes++, i = (i + 1) & t->slot_mask) {
+        if (t->slots[i].id < 0) {
+            t->slots[i] = (struct token_slot){(uint32_t)(hash >> 32), id};
+            return true;
+        }
+    }
+    return false;
 }
 
 uint64_t tokenizer_pair(const struct tokenizer *t, int32_t left, int32_t right)
 {
     uint64_t key = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
     uint64_t hash = key * 0x9E3779B97F4A7C15u;
-    for (uint32_t i = (uint32_t)(hash >> 32) & t->pair_mask;; i = (i + 1) & t->pair_mask) {
+    uint32_t i = (uint32_t)(hash >> 32) & t->pair_mask;
+    for (int probes = 0; probes < TOKENIZER_PROBES_MAX; probes++, i = (i + 1) & t->pair_mask) {
         if (t->pairs[i].key == key)
             return t->pairs[i].value;
         if (t->pairs[i].key == UINT64_MAX)
-            return UINT64_MAX;
+            break;
     }
+    return UINT64_MAX;
 }
 
 /* Byte-level BPE writes each byte as one visible character: 0x21-7E, A1-AC and AE-FF stand for
