@@ -224,6 +224,9 @@ int tokenizer_read_pipeline(struct tokenizer *t, const json_t *doc, struct err *
     /* Without the normalizer's U+2581 there are no words to cut at. */
     if (!t->metaspace && t->split == SPLIT_WORDS)
         t->split = SPLIT_NONE;
+    /* Without a pre_tokenizer the whole text is the word that ignore_merges looks up. */
+    if (t->ignore_merges && t->split == SPLIT_WORDS)
+        t->split = SPLIT_NONE;
     return rc;
 }
 

@@ -1,5 +1,5 @@
 /* tokenizer: tokenizer.json files written here. Keys and pairs made to meet in one slot of the
- * tables are refused instead of taking quadratic time. */
+ * tables are refused instead of taking quadratic time; a SentencePiece one with ignore_merges. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -123,6 +123,51 @@ static void pairs_made_to_collide_are_refused(void **state)
     }
 }
 
+/* What Hugging Face gives: without a pre_tokenizer the normalized text is one word, and
+ * ignore_merges takes it from the vocabulary whole. */
+static void ignore_merges_sees_the_whole_text(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *flag, *text;
+        int n, ids[4];
+    } cases[] = {
+        {"true", "a b", 1, {261}},
+        {"true", "a b a", 3, {259, 260, 259}},
+        {"false", "a b", 2, {259, 260}},
+    };
+    for (size_t i = 0; i < TR_COUNT(cases); i++) {
+        char flags[64];
+        struct tokenizer *t;
+        struct err err;
+        int32_t ids[8];
+        snprintf(flags, sizeof flags, "\"byte_fallback\":true,\"ignore_merges\":%s,",
+                 cases[i].flag);
+        begin("{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":"
+              "\"\u2581\"},{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":"
+              "\"\u2581\"}]}",
+              "null",
+              "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":"
+              "\"\u2581\"},\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},"
+              "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]}",
+              flags);
+        for (int byte = 0; byte < 256; byte++)
+            text_f(&json, "\"<0x%02X>\":%d,", (unsigned)byte, byte);
+        text_f(&json, "\"a\":256,\"b\":257,\"\u2581\":258,\"\u2581a\":259,\"\u2581b\":260,"
+                      "\"\u2581a\u2581b\":261},\"merges\":[\"\u2581 a\",\"\u2581 b\"]}}");
+        if (open_json(&t, &err) != E_OK)
+            fail_msg("%s", err.msg);
+        struct tokenizer_scratch *s = tokenizer_scratch_open(t);
+        assert_non_null(s);
+        assert_int_equal(tokenizer_encode(t, s, str_of(cases[i].text), 0, ids, TR_COUNT(ids), &err),
+                         cases[i].n);
+        for (int k = 0; k < cases[i].n; k++)
+            assert_int_equal(ids[k], cases[i].ids[k]);
+        tokenizer_scratch_close(s);
+        tokenizer_close(t);
+    }
+}
+
 static int teardown(void **state)
 {
     (void)state;
@@ -135,6 +180,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_made_to_collide_are_refused),
         cmocka_unit_test(pairs_made_to_collide_are_refused),
+        cmocka_unit_test(ignore_merges_sees_the_whole_text),
     };
     return cmocka_run_group_tests(tests, NULL, teardown);
 }
