@@ -186,6 +186,17 @@ def test_ready_with_a_broker_that_comes_and_goes(start, tranche, tmp_path):
         wait_until(worker.ready, 60)
 
 
+def test_a_queue_that_has_not_answered_is_no_empty_one(start):
+    """Nor one whose oldest message is the next to be deleted: no sample before its first word."""
+    worker = start("--source", "redis://127.0.0.1:1/jobs", "--connect-timeout", "120s", command="worker")
+    for _ in range(3):
+        assert not {name for name, _ in worker.metrics() if name in (
+            "tranche_source_lag_messages", "tranche_source_lag_bytes", "tranche_source_pending_messages",
+            "tranche_source_retained_messages")}
+        time.sleep(0.2)
+    assert worker.ask("/readyz")[0] == 503
+
+
 class Page(html.parser.HTMLParser):
     """Refuses tags that do not close in order; keeps what a browser would fetch, and the text."""
 

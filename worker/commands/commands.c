@@ -95,10 +95,12 @@ static int serve_child(void *ctx, struct supervised *self, enum child_task task)
     struct http *http = NULL;
     health_begin(config_int(s->config, "watchdog"));
     metric_set(METRIC_START_TIME, 0, clock_wall_ns(clock_system()));
-    /* Before the first word of the source an empty queue would be a lie. */
+    /* Before the first word of the source an empty queue would be a lie, and so would a message
+     * that is the next to be deleted. */
     metric_set(METRIC_LAG, 0, METRIC_UNKNOWN);
     metric_set(METRIC_LAG_BYTES, 0, METRIC_UNKNOWN);
     metric_set(METRIC_PENDING, 0, METRIC_UNKNOWN);
+    metric_set(METRIC_RETAINED, 0, METRIC_UNKNOWN);
     if (task == CHILD_WORK && s->http >= 0 && http_open(&http, s->http, &err) < 0)
         return command_failed(s->config, &err);
     struct gpu_watch *gpus = http ? gpu_watch_open() : NULL;
