@@ -219,9 +219,9 @@ class Gauge:
             time.sleep(0.05)
         self.port = int(re.search(r"http_listening host=\S+ port=(\d+)", log())[1])
 
-    def read(self):
+    def read(self, name="source_lag_messages"):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as answer:
-            found = re.search(r"^tranche_source_lag_messages (\d+)$", answer.read().decode(), re.M)
+            found = re.search(rf"^tranche_{name} (\d+)$", answer.read().decode(), re.M)
         return int(found[1]) if found else None
 
     def follow(self, over, timeout_s=240):

@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from kafka_broker import Broker
+from keda_reference import Gauge
 
 # With a newer client library (drive.py's second round) the broker assigns, and it is the broker that
 # says how long a silent member stays: kafka_broker.py tells it the same times.
@@ -305,6 +306,27 @@ def test_a_partition_that_cannot_be_read_does_not_keep_an_idle_worker(queue):
     queue.call("seek", "--source", queue.url, "--db", queue.db, "--to", "earliest")
     queue.finish()
     assert_all(queue, 75)
+
+
+def test_a_partition_that_cannot_be_read_does_not_hide_the_others(queue):
+    """A topic made anew has one partition that is shorter than what was read of it: what is left of the
+    others, and how near it is to its log's start, stays on the page."""
+    for partition in range(3):
+        queue.broker.produce(queue.topic, jobs(4 + partition, partition * 10), "-p", str(partition))
+    queue.finish()
+    db = sqlite3.connect(queue.db)
+    db.execute("UPDATE partition_progress SET position = position + 1000 WHERE partition = 0")
+    db.commit()
+    db.close()
+    for partition in range(3):
+        queue.broker.produce(queue.topic, jobs(5, 100 + partition * 10), "-p", str(partition))
+    worker = queue.work("--http", "127.0.0.1:0", "--sim-step", "60s")
+    gauge = Gauge(queue.logs)
+    until = time.monotonic() + 60
+    while (seen := (gauge.read(), gauge.read("source_retained_messages"))) != (10, 5):
+        assert time.monotonic() < until and worker.poll() is None, (seen, queue.logs()[-3000:])
+        time.sleep(0.2)
+    assert "partition_refused" in queue.logs()
 
 
 def grow(queue, partitions):

@@ -55,6 +55,7 @@ static void a_position_behind_the_end_is_refused(void **state)
     assert_int_equal(m.assigned, 1);
     assert_true(partition()->refused);
     assert_int_equal(m.n, 0);
+    assert_int_equal(lag().messages, -1); /* there is no other */
 }
 
 /* Nothing is left to read but what cannot be read: who is to leave when idle leaves, and says so.

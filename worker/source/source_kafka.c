@@ -298,7 +298,8 @@ static int64_t kafka_position(const struct source *source, int32_t partition)
     return ((const struct source_kafka *)source)->partitions[partition].watermark.position;
 }
 
-/* As a scaler counts: what was claimed and is not done is not behind us. */
+/* As a scaler counts: what was claimed and is not done is not behind us. A refused partition has no
+ * place in its log, so the sum is that of the others; with none other it is not known. */
 static void kafka_lag(const struct source *source, struct source_lag *out)
 {
     const struct source_kafka *k = (const struct source_kafka *)source;
@@ -309,12 +310,14 @@ static void kafka_lag(const struct source *source, struct source_lag *out)
                                .retained = -1,
                                .joined = k->joined};
     int64_t lag = 0, retained = INT64_MAX;
+    bool refused = false, counted = false;
     if (!k->joined)
         return;
     for (int32_t i = 0; i < k->n_partitions; i++) {
         const struct kafka_partition *p = &k->partitions[i];
         int64_t low, high;
-        if (!p->owned)
+        refused = refused || (p->owned && p->refused);
+        if (!p->owned || p->refused)
             continue;
         if (!p->started ||
             rd_kafka_get_watermark_offsets(k->rk, k->topic, i, &low, &high) !=
@@ -323,10 +326,11 @@ static void kafka_lag(const struct source *source, struct source_lag *out)
             return;
         int64_t done = kafka_watermark_value(&p->watermark);
         lag += TR_MAX(high - done, (int64_t)0);
+        counted = true;
         if (low >= 0 && high > done)
             retained = TR_MIN(retained, TR_MAX(done - low, (int64_t)0));
     }
-    out->messages = lag;
+    out->messages = refused && !counted ? -1 : lag;
     out->retained = retained == INT64_MAX ? -1 : retained;
 }
 
