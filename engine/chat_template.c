@@ -126,15 +126,20 @@ const char *chat_template_missing_token(const struct chat_template *t, const str
 
 /* ---- finding ---- */
 
-/* *out stays NULL where there is no such file. */
-static int open_file(struct chat_template **out, const char *path, struct err *err)
+/* *out stays NULL where there is no such file. `piped`: it may be a pipe, and is waited for. */
+static int open_file(struct chat_template **out, const char *path, bool piped, struct err *err)
 {
     int rc = E_OK;
     char *text = NULL;
     size_t used = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | (piped ? 0 : O_NONBLOCK));
     if (fd < 0)
         return errno == ENOENT ? E_OK : err_errno(err, E_FATAL, "%s: cannot open", path);
+    if (!piped && (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))) {
+        rc = err_set(err, E_FATAL, "%s: want a regular file", path);
+        goto out;
+    }
     text = mem_alloc(TEMPLATE_BYTES_MAX + 1, 1);
     if (!text) {
         rc = err_set(err, E_FATAL, "%s: out of memory", path);
@@ -215,14 +220,14 @@ int chat_template_open(struct chat_template **out, const char *model_dir, const 
     char path[PATH_MAX];
     *out = NULL;
     if (override_path) {
-        int rc = open_file(out, override_path, err);
+        int rc = open_file(out, override_path, true, err);
         if (rc >= 0 && !*out)
             rc = err_set(err, E_FATAL, "%s: no such file", override_path);
         return rc;
     }
     if (snprintf(path, sizeof path, "%s/chat_template.jinja", model_dir) >= (int)sizeof path)
         return err_set(err, E_FATAL, "model folder: path longer than %zu bytes", sizeof path);
-    if (open_file(out, path, err) < 0)
+    if (open_file(out, path, false, err) < 0)
         return E_FATAL;
     if (*out)
         return E_OK;

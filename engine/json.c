@@ -114,7 +114,8 @@ int json_parse_file(json_t **out, const char *path, const struct json_limits *li
     int rc = E_OK;
     char *text = NULL;
     struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* a FIFO is refused below, not waited for */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return err_errno(err, E_FATAL, "%s: cannot open", path);
     if (fstat(fd, &st) != 0) {

@@ -47,7 +47,8 @@ static int read_text(const char *dir, const char *name, bool optional, struct st
     *out = (struct str){NULL, 0};
     if (!join(path, dir, name))
         return err_set(err, E_FATAL, "%s: want a path below %d bytes", name, PATH_MAX);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* a FIFO is refused below, not waited for */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0 && optional && !has_entry(dir, name))
         return E_OK;
     if (fd < 0)

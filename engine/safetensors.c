@@ -352,7 +352,8 @@ int safetensors_open(struct safetensors *out, const char *path, struct err *err)
     int rc = E_OK;
     char *head = NULL;
     struct stat st;
-    struct safetensors file = {.fd = open(path, O_RDONLY | O_CLOEXEC)};
+    /* a FIFO is refused below, not waited for */
+    struct safetensors file = {.fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
     *out = (struct safetensors){.fd = -1};
     if (file.fd < 0)
         return err_errno(err, E_FATAL, "%s: cannot open", path);

@@ -171,7 +171,8 @@ static int read_file(struct str *out, const char *dir, const char *name, bool ma
     *out = (struct str){NULL, 0};
     if (snprintf(path, sizeof path, "%s/%s", dir, name) >= (int)sizeof path)
         return err_set(err, E_FATAL, "%.60s...: path too long", dir);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* a FIFO is refused below, not waited for */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return may_miss && errno == ENOENT ? E_OK
                                            : err_errno(err, E_FATAL, "%s: cannot open", path);

@@ -5,6 +5,13 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <ftw.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include "worker/open_model.h"
 
 static const char tiny_model[] = "examples/tiny-model";
@@ -131,6 +138,74 @@ static void nothing_stays_open_on_error(void **state)
     assert_null(m.tokenizer);
 }
 
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
+{
+    (void)st, (void)kind, (void)ftw;
+    return remove(path);
+}
+
+static const char *const tiny_files[] = {"chat_template.jinja",    "config.json",
+                                         "generation_config.json", "model.safetensors",
+                                         "tokenizer.json",         "tokenizer_config.json"};
+
+/* The tiny model by links, but `fifo` is a FIFO that nobody writes to. */
+static void folder_with_fifo(const char *dir, const char *fifo)
+{
+    char here[PATH_MAX], to[3 * PATH_MAX], from[3 * PATH_MAX];
+    assert_non_null(getcwd(here, sizeof here));
+    assert_int_equal(mkdir(dir, 0700), 0);
+    for (size_t i = 0; i < TR_COUNT(tiny_files); i++) {
+        snprintf(from, sizeof from, "%s/%s", dir, tiny_files[i]);
+        snprintf(to, sizeof to, "%s/%s/%s", here, tiny_model, tiny_files[i]);
+        if (strcmp(tiny_files[i], fifo) == 0)
+            assert_int_equal(mkfifo(from, 0600), 0);
+        else
+            assert_int_equal(symlink(to, from), 0);
+    }
+}
+
+static void a_fifo_is_refused_not_waited_for(void **state)
+{
+    (void)state;
+    char root[] = "/tmp/tranche_fifo_XXXXXX", dir[PATH_MAX], want[64];
+    assert_non_null(mkdtemp(root));
+    for (size_t i = 0; i < TR_COUNT(tiny_files); i++) {
+        snprintf(dir, sizeof dir, "%s/%s.d", root, tiny_files[i]);
+        folder_with_fifo(dir, tiny_files[i]);
+        struct model_opts o = {.dir = dir, .engine = {.kind = ENGINE_CPU}};
+        struct loaded_model m;
+        struct err err = {0};
+        alarm(20); /* ends the test where it waits */
+        int rc = loaded_model_open(&m, &o, &err);
+        alarm(0);
+        snprintf(want, sizeof want, "/%s: want a regular file", tiny_files[i]);
+        if (rc != E_FATAL || !strstr(err.msg, want))
+            fail_msg("%s: code %d, \"%s\"", tiny_files[i], rc, err.msg);
+    }
+    nftw(root, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+}
+
+/* --chat-template <(...) */
+static void a_named_template_may_be_a_pipe(void **state)
+{
+    (void)state;
+    int ends[2];
+    char path[64];
+    assert_int_equal(pipe(ends), 0);
+    assert_int_equal(write(ends[1], "piped", 5), 5);
+    close(ends[1]);
+    snprintf(path, sizeof path, "/dev/fd/%d", ends[0]);
+    struct model_opts o = {
+        .dir = tiny_model, .chat_template = path, .engine = {.kind = ENGINE_SIM}};
+    struct loaded_model m;
+    struct err err = {0};
+    if (loaded_model_open(&m, &o, &err) != E_OK)
+        fail_msg("%s", err.msg);
+    assert_int_equal(chat_template_bytes(m.chat_template), 5);
+    loaded_model_close(&m);
+    close(ends[0]);
+}
+
 static void hub_cache_is_named_after_the_repository(void **state)
 {
     (void)state;
@@ -151,6 +226,8 @@ int main(void)
         cmocka_unit_test(simulation_needs_nothing),
         cmocka_unit_test(folder_gives_the_rules),
         cmocka_unit_test(nothing_stays_open_on_error),
+        cmocka_unit_test(a_fifo_is_refused_not_waited_for),
+        cmocka_unit_test(a_named_template_may_be_a_pipe),
         cmocka_unit_test(hub_cache_is_named_after_the_repository),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
