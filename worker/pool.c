@@ -8,7 +8,7 @@
 #include "worker/monitor/metrics.h"
 
 enum { POOL_BATCH = 32 };
-static const int64_t TELL_NS = 10000000000;
+static const int64_t TELL_NS = 10000000000, RENDER_NS = 60000000000;
 
 struct pool_thread {
     struct pool *pool;
@@ -61,26 +61,43 @@ static bool prepare(struct pool_thread *t, struct item *item)
     return !queue_push(o->tasks, item, 1);
 }
 
+/* False: memory was refused, and it stands in the queue again, behind others that may find some.
+ * Not for ever: a row may be too large for what there is. */
+static bool render(struct pool_thread *t, struct item *item)
+{
+    const struct pool_opts *o = &t->pool->opts;
+    struct job *job = item->ptr;
+    if (result_render(job, o->result, &t->result)) {
+        t->wait_ns = 0;
+        return true;
+    }
+    int64_t now = clock_mono_ns(clock_system());
+    job->unrendered_ns = job->unrendered_ns ? job->unrendered_ns : now;
+    if (now - job->unrendered_ns < (o->render_ns ? o->render_ns : RENDER_NS)) {
+        pace(t, job);
+        return !queue_push(o->tasks, item, 1);
+    }
+    LOG(LOG_ERROR, "row_without_texts", LOG_I("sequence", job->sequence));
+    job->unrendered_ns = 0;
+    result_render_bare(job, o->result);
+    return true;
+}
+
 /* False: it is not done. */
 static bool run_task(struct pool_thread *t, struct item *item)
 {
     const struct pool_opts *o = &t->pool->opts;
-    struct job *job = item->ptr;
     int64_t began_ns = clock_mono_ns(clock_system());
     bool prepares = item->kind != TASK_RENDER;
-    if (item->kind == TASK_PREPARE && queue_is_shut(o->tasks)) {
+    if (queue_is_shut(o->tasks)) {
         /* Stopped: nobody will look at it. */
     } else if (prepares) {
         if (!prepare(t, item))
             return false;
     } else {
-        int64_t wait_ns = 1000000;
         FAILPOINT("s6.before_render");
-        while (!result_render(job, o->result, &t->result)) {
-            LOG(LOG_WARN, "memory_refused", LOG_I("sequence", job->sequence));
-            clock_sleep_ns(clock_system(), wait_ns);
-            wait_ns = TR_MIN(wait_ns * 2, (int64_t)1000000000);
-        }
+        if (!render(t, item))
+            return false;
         FAILPOINT("s6.after_render");
     }
     metric_observe(METRIC_STAGE, prepares ? METRIC_STAGE_PREPARE : METRIC_STAGE_RENDER,

@@ -65,8 +65,8 @@ void worker_refuse(struct worker *w, struct job *job, enum result_status status,
     int64_t now = clock_wall_ns(w->opts.clock);
     worker_breaker_refused(w, job);
     if (!result_refuse(job, w->opts.result, status, code, detail, now)) {
-        w->rc = err_set(w->err, E_FATAL, "worker: no memory for a result");
-        w->stop = true;
+        LOG(LOG_ERROR, "row_without_texts", LOG_I("sequence", job->sequence));
+        result_refuse_bare(job, w->opts.result, status, code, now);
     }
     worker_to_commit(w, job);
 }

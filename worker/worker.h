@@ -34,6 +34,7 @@ struct worker_opts {
     int32_t flush_rows;
     int64_t flush_ns, grace_ns;
     int64_t cancel_ns;               /* between looks for cancellations; 0: 5 s */
+    int64_t render_ns;               /* how long memory may be refused to a row; 0: 60 s */
     const atomic_int *stop_signal;   /* how many: 1: drain, more: at once; NULL: never */
     bool self_test;                  /* a canary goes first: ready once it has ended well */
     double breaker;                  /* share of failures that stops intake; 0: never */

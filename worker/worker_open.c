@@ -44,7 +44,8 @@ static int open_threads(struct worker *w, struct err *err)
                              .out = w->events,
                              .done = {0, EVENT_PREPARED, EVENT_RENDERED, EVENT_PREPARED_AGAIN},
                              .prepare = o->prepare,
-                             .result = o->result};
+                             .result = o->result,
+                             .render_ns = o->render_ns};
     struct engine_group_opts engine = {o->engines, o->n_engines, w->ready, w->tasks,
                                        w->events,  o->clock,     o->self};
     struct intake_opts intake = {.source = o->source,

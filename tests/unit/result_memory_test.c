@@ -123,12 +123,48 @@ static void a_row_without_output_is_whole(void **state)
     }
 }
 
+/* None at all is had. What the job is known by, and what it came to, is there all the same. */
+static void a_bare_row_takes_no_memory(void **state)
+{
+    (void)state;
+    static const struct {
+        enum finish_reason reason;
+        int code;
+        enum result_status status;
+        const char *error_code;
+    } cases[] = {{FINISH_STOP, E_OK, RESULT_FAILED, "no_memory"},
+                 {FINISH_FAILED, E_OK, RESULT_FAILED, "bad_logits"},
+                 {FINISH_FAILED, E_JOB, RESULT_INVALID, "bad_logits"},
+                 {FINISH_CANCELLED, E_OK, RESULT_CANCELLED, "cancelled"}};
+    for (size_t i = 0; i < TR_COUNT(cases); i++) {
+        struct job *job = spoken("{\"id\":\"a\",\"prompt\":\"x\",\"max_tokens\":3900}");
+        job->choices[0].finished.end.reason = cases[i].reason;
+        job->err.code = cases[i].code;
+        err_typed(&job->choices[0].finished.err, E_JOB, "bad_logits", "near \xff");
+        refuse(0, SIZE_MAX, 0, INT32_MAX);
+        assert_false(result_render(job, &result_ctx, &(struct result_scratch){0}));
+        result_render_bare(job, &result_ctx);
+        refuse(SIZE_MAX, 0, 0, 0);
+        const struct result *r = job->result;
+        assert_int_equal(r->status, cases[i].status);
+        same_text("error_code", r->error_code, str_of(cases[i].error_code));
+        same_text("custom_id", r->key.custom_id, STR("a"));
+        assert_memory_equal(r->request_sha256, job->sha256, 32);
+        assert_int_equal(r->completion_tokens, job->choices[0].out.n);
+        assert_null(r->answer.ptr);
+        assert_null(r->choices.ptr);
+        assert_null(r->request.ptr);
+        job_close(job);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_chat_s_row_is_whole),
         cmocka_unit_test(a_completion_s_row_is_whole),
         cmocka_unit_test(a_row_without_output_is_whole),
+        cmocka_unit_test(a_bare_row_takes_no_memory),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

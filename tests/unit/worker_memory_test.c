@@ -129,6 +129,82 @@ static void a_message_without_memory_is_read_again(void **state)
                      LONG_JOBS);
 }
 
+/* Requests of 3.9 KB, one to a job out of two. In a row's making and nowhere else the clean copy of
+ * one asks for ROOM bytes. */
+enum { ROW_JOBS = 20, ROOM = 16384 };
+static char row_text[ROW_JOBS][4200];
+static const char *row_lines[ROW_JOBS];
+static void write_row_lines(const char *more)
+{
+    for (int i = 0; i < ROW_JOBS; i++) {
+        snprintf(row_text[i], sizeof row_text[i], "{\"id\":\"j%d\",\"prompt\":\"%0*d\"%s}", i,
+                 i % 2 ? 3900 : 2, i, more);
+        row_lines[i] = row_text[i];
+    }
+}
+
+static void a_row_that_never_finds_memory_is_made_without_its_texts(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = row_lines, .n = ROW_JOBS, .render_ns = 50000000};
+    write_row_lines("");
+    refuse(ROOM, ROOM, 0, INT32_MAX);
+    alarm(120); /* it had no end */
+    assert_int_equal(run(&set), E_OK);
+    alarm(0);
+    expect_all_done(ROW_JOBS);
+    assert_int_equal(summary.rows[RESULT_OK], ROW_JOBS / 2);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE status='failed' AND "
+                         "error_code='no_memory' AND error_detail LIKE '%memory%' AND "
+                         "completion_tokens > 0 AND prompt_tokens >= 3900 AND answer IS NULL AND "
+                         "choices IS NULL AND request IS NULL AND source IS NULL AND "
+                         "finish_reason IS NULL AND attempts=1"),
+                     ROW_JOBS / 2);
+    assert_int_equal(run(&set), E_OK); /* each is its job's row: none is asked for again */
+    assert_int_equal(summary.present, ROW_JOBS);
+}
+
+/* The worker has failed, so nobody will look at the rows that are being made. */
+static void an_end_waits_for_no_row_without_memory(void **state)
+{
+    (void)state;
+    struct setting set = {.lines = row_lines, .n = ROW_JOBS, .fatal_at = 1, .flush_rows = 1};
+    write_row_lines("");
+    refuse(ROOM, ROOM, 0, INT32_MAX);
+    int64_t start = clock_mono_ns(clock_system());
+    alarm(120);
+    assert_int_equal(run(&set), E_FATAL);
+    alarm(0);
+    assert_true(clock_mono_ns(clock_system()) - start < 30000000000); /* of its 60 s */
+    assert_int_equal(source.acked, 0);
+    assert_int_equal(ask("SELECT count(*) FROM job_attempts WHERE n > 0"), 0);
+}
+
+/* Not a dead letter, and no end of the worker, while the database is there or away. */
+static void a_refusal_without_memory_is_a_row(void **state)
+{
+    (void)state;
+    for (int away = 0; away < 2; away++) {
+        struct setting set = {
+            .lines = row_lines, .n = ROW_JOBS, .spool_bytes = 1 << 20, .down_for = away ? 20 : 0};
+        write_row_lines(",\"bogus\":1");
+        refuse(ROOM, ROOM, 0, INT32_MAX);
+        assert_int_equal(run(&set), E_OK);
+        expect_all_done(ROW_JOBS);
+        assert_int_equal(spool_left, 0);
+        assert_int_equal(ask("SELECT count(*) FROM dead_letters"), 0);
+        assert_int_equal(ask("SELECT count(*) FROM results WHERE status='invalid' AND "
+                             "error_code='unknown_field' AND error_detail LIKE '%memory%' AND "
+                             "request IS NULL AND source IS NULL"),
+                         ROW_JOBS / 2);
+        assert_int_equal(ask("SELECT count(*) FROM results WHERE status='invalid' AND "
+                             "error_detail LIKE '%bogus%' AND request IS NOT NULL"),
+                         ROW_JOBS / 2);
+        ask("DELETE FROM results");
+        ask("DELETE FROM partition_progress");
+    }
+}
+
 #define WITH_LARGE(test) cmocka_unit_test_setup_teardown(test, set_up_large, tear_down_large)
 
 int main(void)
@@ -140,6 +216,9 @@ int main(void)
         WITH_LARGE(a_job_that_never_finds_memory_has_its_row),
         WITH_LARGE(a_prompt_without_memory_is_prepared_again),
         WITH_LARGE(a_message_without_memory_is_read_again),
+        WITH_LARGE(a_row_that_never_finds_memory_is_made_without_its_texts),
+        WITH_LARGE(an_end_waits_for_no_row_without_memory),
+        WITH_LARGE(a_refusal_without_memory_is_a_row),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -147,7 +147,7 @@ struct setting {
     int engines;      /* 0: one */
     int32_t flush_rows;
     size_t row_bytes_max;
-    int64_t flush_ns;
+    int64_t flush_ns, render_ns;
     const atomic_int *stop;
     bool stop_at_end; /* as the source hands out its last line */
 };
@@ -251,6 +251,7 @@ static int run_over(const struct setting *set, struct sink *sink, struct loaded_
                                .flush_ns = set->flush_ns ? set->flush_ns : 20000000,
                                .grace_ns = set->grace_ns ? set->grace_ns : 5000000000,
                                .breaker = set->breaker,
+                               .render_ns = set->render_ns,
                                .stop_signal = set->stop};
     int rc = worker_run(&opts, &summary, &error);
     for (int i = 0; i < n_engines; i++)

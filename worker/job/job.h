@@ -119,8 +119,10 @@ struct job {
     bool submitted; /* an engine has had one of them */
     void *output;   /* where the choices' ids and logprobs go; freed once they are text */
     size_t output_bytes;
+    int64_t unrendered_ns;       /* mono: when memory was refused to its row; 0: it was not */
     int64_t finished_ns;         /* wall clock, when the last choice ended */
-    struct result *result;       /* from result.c */
+    struct result *result;       /* from result.c: NULL, or */
+    struct result row;           /* which no job lacks the memory for */
     struct job *same;            /* duplicates in flight, acknowledged with this one */
     struct job *before, *behind; /* outstanding jobs of a partition, in the source's order */
     struct job *bucket;          /* chain of the table of keys in flight */

@@ -51,6 +51,7 @@ struct pool_opts {
     int done[POOL_TASKS];
     const struct prepare_context *prepare;
     const struct result_context *result;
+    int64_t render_ns; /* how long memory may be refused to a row; 0: 60 s */
 };
 int pool_open(struct pool **out, const struct pool_opts *opts, struct err *err) TR_MUSTCHECK;
 void pool_close(struct pool *pool); /* waits for the threads; NULL is legal */

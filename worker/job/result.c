@@ -1,4 +1,5 @@
-/* result: see result.h. The logprobs' JSON is in result_logprobs.c. */
+/* result: see result.h. The logprobs' JSON is in result_logprobs.c, what an
+ * answer is in result_answer.c. */
 #include "worker/job/result.h"
 
 #include <stdio.h>
@@ -237,16 +238,12 @@ static struct str source_json(struct job *job, const struct result_context *ctx,
     return kept_text(job, t, ok);
 }
 
-/* What every row has, whatever became of the job; it is job->result from here on. NULL: no memory.
- */
+/* What every row has that takes no memory; it is job->result from here on. */
 static struct result *begin_result(struct job *job, const struct result_context *ctx,
-                                   enum result_status status, struct text *scratch)
+                                   enum result_status status)
 {
     job_mark_result(job);
-    struct result *r = job->result = job_alloc(job, sizeof *r);
-    bool ok = r != NULL;
-    if (!r)
-        return NULL;
+    struct result *r = job->result = &job->row;
     const char *sha = ctx->model_sha256 ? ctx->model_sha256(ctx->sha_ctx) : NULL;
     *r = (struct result){.key = {job->run, job->batch_id, job->custom_id},
                          .status = status,
@@ -259,13 +256,18 @@ static struct result *begin_result(struct job *job, const struct result_context 
                          .params = job->params_json,
                          .has_seed = job->params.sampling.params.rng_key != 0,
                          .seed = job->params.seed,
-                         .source = source_json(job, ctx, scratch, &ok),
                          .attempts = job->attempts,
                          .worker = str_of(ctx->worker),
                          .queued_ns = job->queued_ns};
-    r->request = kept_clean(job, job->request, scratch, &ok);
     memcpy(r->request_sha256, job->sha256, sizeof job->sha256);
-    return ok ? r : NULL;
+    return r;
+}
+
+static void take_request(struct job *job, const struct result_context *ctx, struct text *scratch,
+                         bool *ok)
+{
+    job->result->source = source_json(job, ctx, scratch, ok);
+    job->result->request = kept_clean(job, job->request, scratch, ok);
 }
 
 /* SHA-256 over the id's length, the id, the status and the SHA-256 of `choices`. */
@@ -415,8 +417,9 @@ static bool refuse_size(struct job *job, struct result *r, const struct result_s
 static bool render(struct job *job, const struct result_context *ctx, struct result_scratch *s)
 {
     bool ok = true;
-    struct result *r = begin_result(job, ctx, RESULT_OK, &s->text);
-    if (!r)
+    struct result *r = begin_result(job, ctx, RESULT_OK);
+    take_request(job, ctx, &s->text, &ok);
+    if (!ok)
         return false;
     take_numbers(job, r, ctx);
     if (r->status != RESULT_OK) {
@@ -450,18 +453,40 @@ bool result_refuse(struct job *job, const struct result_context *ctx, enum resul
                    const char *code, const char *detail, int64_t now_wall_ns)
 {
     struct text scratch = {0};
-    struct result *r = begin_result(job, ctx, status, &scratch);
-    bool ok = r != NULL;
-    if (ok) {
-        r->error_code = kept(job, str_of(code), &ok);
-        r->error_detail = kept_clean(job, str_of(detail), &scratch, &ok);
-        r->finished_ns = now_wall_ns;
-        for (int32_t i = 0; i < job->n_prompts; i++)
-            r->prompt_tokens += job->prompts[i].n;
-        result_hash_output(r);
-    }
+    bool ok = true;
+    result_refuse_bare(job, ctx, status, code, now_wall_ns);
+    take_request(job, ctx, &scratch, &ok);
+    job->result->error_code = kept(job, str_of(code), &ok);
+    job->result->error_detail = kept_clean(job, str_of(detail), &scratch, &ok);
     if (!ok)
         job_drop_result(job);
     text_close(&scratch);
     return ok;
+}
+
+static const char bare_detail[] = "memory was refused for the rest of its row";
+
+void result_refuse_bare(struct job *job, const struct result_context *ctx,
+                        enum result_status status, const char *code, int64_t now_wall_ns)
+{
+    struct result *r = begin_result(job, ctx, status);
+    r->error_code = str_of(code);
+    r->error_detail = str_of(bare_detail);
+    r->finished_ns = now_wall_ns;
+    for (int32_t i = 0; i < job->n_prompts; i++)
+        r->prompt_tokens += job->prompts[i].n;
+    result_hash_output(r);
+}
+
+void result_render_bare(struct job *job, const struct result_context *ctx)
+{
+    struct result *r = begin_result(job, ctx, RESULT_OK);
+    take_numbers(job, r, ctx);
+    if (r->status == RESULT_OK) {
+        r->status = RESULT_FAILED;
+        r->error_code = STR("no_memory");
+        r->finish_reason = (struct str){NULL, 0};
+    }
+    r->error_detail = str_of(bare_detail);
+    result_hash_output(r);
 }

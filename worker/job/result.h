@@ -46,6 +46,12 @@ bool result_render(struct job *job, const struct result_context *ctx, struct res
  * above. */
 bool result_refuse(struct job *job, const struct result_context *ctx, enum result_status status,
                    const char *code, const char *detail, int64_t now_wall_ns);
+/* The same where memory stays refused: these take none, and the row has its key, hash, status,
+ * code, counts and times, but neither text nor request nor source. What would have been ok is
+ * failed (no_memory). `code` lives as long as the job. */
+void result_render_bare(struct job *job, const struct result_context *ctx);
+void result_refuse_bare(struct job *job, const struct result_context *ctx,
+                        enum result_status status, const char *code, int64_t now_wall_ns);
 
 /* *out: r as a failed row without anything that came from the request or the model, for a sink that
  * cannot hold it; its hash is filled in. detail is borrowed, as all of r. */
