@@ -169,6 +169,8 @@ static void serve(struct sink_thread *st, struct sink_call *c)
         c->rc = call_once(st->sink, c);
         if (c->rc == E_RETRY && !last)
             put_off(st, &c->err);
+        else if (c->rc == E_RETRY && st->state == SINK_WELL)
+            set_state(st, SINK_AWAY); /* what goes to the spool now comes back to nobody */
         else if (c->rc >= 0 && !away(st))
             set_state(st, SINK_WELL); /* a commit of progress alone leaves nothing that waits */
     }

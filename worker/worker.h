@@ -60,10 +60,12 @@ struct worker_summary {
     int64_t resumed, resumed_tokens; /* sequences that went on where another worker had parked */
 };
 /* How a grace period is spent, from its beginning on: running sequences may finish until work_ns,
- * then the rest is parked; what has not reached the database by sink_ns is left; the process is
- * gone by exit_ns. A quarter of it, 30 s at most, is kept for what comes behind the work. */
+ * then the rest is parked; what has not reached the database by sink_ns is left; a statement
+ * without an answer at answer_ns is cut, and rows go to the spool; until back_ns starts are given
+ * back; the process is gone by exit_ns. A quarter of it, 30 s at most, is kept for what comes
+ * behind the work. */
 struct drain_budget {
-    int64_t work_ns, sink_ns, exit_ns;
+    int64_t work_ns, sink_ns, answer_ns, back_ns, exit_ns;
 };
 struct drain_budget drain_budget_of(int64_t grace_ns);
 

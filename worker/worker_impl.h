@@ -43,6 +43,7 @@ struct parking {
     struct job *unparking[UNPARK_MAX];
     struct key unpark_keys[UNPARK_MAX];
     int64_t work_until_ns, sink_until_ns; /* mono, once it drains */
+    int64_t back_until_ns;                /* mono, once a signal came */
     bool hurried;
     int64_t released; /* messages that went back without a row */
 };

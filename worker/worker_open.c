@@ -221,6 +221,7 @@ int worker_run(const struct worker_opts *opts, struct worker_summary *summary, s
     sum_stats(opts, &summary->engine);
     summary->seconds = (double)(clock_mono_ns(opts->clock) - w->start_ns) / 1e9;
     FAILPOINT("drain.before_uncount");
+    atomic_store(&opts->sink->until_ns, w->parking.back_until_ns);
     uncount(w);
     answer_for_engine(w);
     FAILPOINT("drain.after_uncount");

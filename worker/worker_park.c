@@ -155,14 +155,15 @@ static void after_park(struct worker *w, const struct sink_call *c)
 }
 
 /* Their messages are the source's again whatever became of the call: an attempt too many makes
- * nobody dead. */
+ * nobody dead. Where the time is over they stay ours until the end, which asks once more. */
 static void after_back(struct worker *w, const struct sink_call *c)
 {
     struct parking *p = &w->parking;
-    if (c->rc < 0)
+    bool once_more = c->rc == E_RETRY && w->gave_up;
+    if (c->rc < 0 && !once_more)
         LOG(LOG_WARN, "attempts_not_returned", LOG_I("jobs", p->n_jobs),
             LOG_S("error", c->err.msg));
-    for (size_t i = 0; i < p->n_jobs; i++)
+    for (size_t i = 0; i < p->n_jobs && !once_more; i++)
         give_to_source(w, p->jobs[i]);
     p->n_jobs = 0;
 }

@@ -7,6 +7,7 @@ import pathlib
 import re
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -15,16 +16,19 @@ from confluent_kafka import Consumer, TopicPartition
 import redis_server
 from queue_site import QueueSite
 from redis_server import acknowledged, group, wait_until
+from tcp_proxy import Proxy
 
 SIM = ["--engine", "sim", "--sim-step", "8ms", "--sim-tokens", "8", "--slots", "8"]
 FAST_KAFKA = "session.timeout.ms = 2000\nheartbeat.interval.ms = 300\n"
 
 
 class Site(QueueSite):
-    def submit(self, n, words=1, **more):
+    def submit(self, n, words=1, first=0, **more):
+        """job-FIRST to job-(n - 1)."""
         path = self.folder / "jobs.jsonl"
         path.write_text("".join(json.dumps(
-            {"id": f"job-{i}", "prompt": f"hello {i} " * words, **more}) + "\n" for i in range(n)))
+            {"id": f"job-{i}", "prompt": f"hello {i} " * words, **more}) + "\n"
+            for i in range(first, n)))
         self.call("init", "--source", self.url, *self.options)
         self.call("submit", "--source", self.url, *self.options, path)
 
@@ -254,6 +258,61 @@ def test_stopped_in_an_outage(redis_site, postgres):
         assert f"event=rows_left_in_spool rows={spooled}" in site.log(worker)
     again = site.work(*spool, "--idle-exit", "1s")
     assert again.wait(90) == 0, site.log(again)[-3000:]
+    assert site.spool() == []
+    site.check(n)
+
+
+@pytest.mark.parametrize("others_answer", [True, False])
+def test_stopped_while_the_database_stands_still(redis_site, postgres, others_answer):
+    """A link that stays open and says nothing more: the flush that waits there is cut in time, rows
+    go to the spool, nothing is acknowledged, and where another link is answered the starts of what
+    had not ended are given back."""
+    site = redis_site
+    n = 300
+    site.submit(4, min_tokens=1000, max_tokens=1100)  # still on the engine when it stops
+    site.submit(n, first=4)
+    still = threading.Event()
+
+    def rule(direction, data, _):
+        if still.is_set():
+            return len(data) if others_answer else None
+        flush = direction == "up" and b"INSERT INTO tranche.results" in data
+        if not flush or len(site.rows()) < 30:
+            return len(data)
+        still.set()
+        return None
+
+    postgres.ask(site.name, f"ALTER ROLE w{site.name} PASSWORD 'known'")
+    (site.folder / "pw").write_text("known")
+    spool = ["--spool-dir", site.folder / "spool"]
+    direct = site.db
+    with Proxy("127.0.0.1", postgres.port, rule) as proxy:
+        site.db = postgres.url(site.name, "w" + site.name, "127.0.0.1", proxy.port,
+                               sslmode="disable")
+        worker = site.work(*spool, "--grace", "60s", "--db-password-file", site.folder / "pw")
+        assert still.wait(60)
+        time.sleep(2)
+        began = time.monotonic()
+        worker.send_signal(signal.SIGTERM)
+        site.wait_log(worker, "event=drain ")
+        time.sleep(0.5)  # a second signal within 0.1 s is the first one's echo
+        worker.send_signal(signal.SIGTERM)  # hurried: the same ends, sooner
+        assert worker.wait(60) == 143, site.log(worker)[-3000:]
+        assert time.monotonic() - began < 40  # by itself, not by the alarm
+        assert "grace period is over" not in site.log(worker)
+    left = int(re.search(r"event=rows_left_in_spool rows=(\d+)", site.log(worker))[1])
+    there = len(site.rows())
+    assert left > 0 and site.spool()
+    assert site.acked_without_row() == []
+    starts = postgres.ask(site.name, "SELECT coalesce(sum(n), 0) FROM tranche.job_attempts")[0][0]
+    if others_answer:  # those of the rows: they go with these
+        assert starts == left and "attempts_not_returned" not in site.log(worker)
+    site.db = direct
+    again = site.work(*spool, "--idle-exit", "1s")
+    assert again.wait(90) == 0, site.log(again)[-3000:]
+    replayed = re.search(r"event=spool_replayed rows=(\d+) inserted=(\d+) already=0 damaged=0",
+                         site.log(again))
+    assert int(replayed[1]) == int(replayed[2]) == left and there + left <= n
     assert site.spool() == []
     site.check(n)
 

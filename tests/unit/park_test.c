@@ -188,11 +188,17 @@ static void the_grace_is_split(void **state)
     assert_int_equal(b.work_ns, 90 * s);
     assert_int_equal(b.sink_ns, 110 * s);
     assert_int_equal(b.exit_ns, 115 * s);
+    b = drain_budget_of(30 * s);
+    assert_int_equal(b.sink_ns, 27500000000);
+    assert_true(b.answer_ns - b.sink_ns >= s / 4); /* a server that is well and late */
+    assert_true(b.back_ns - b.answer_ns >= s / 4); /* the spool, and starts that go back */
+    assert_true(b.exit_ns - b.back_ns >= s / 4);   /* the broker's goodbye */
     b = drain_budget_of(3600 * s);
     assert_int_equal(b.work_ns, 3570 * s);
     b = drain_budget_of(0);
     assert_int_equal(b.work_ns, 0);
     assert_int_equal(b.sink_ns, 0);
+    assert_true(0 < b.answer_ns && b.answer_ns < b.back_ns && b.back_ns < b.exit_ns);
     assert_int_equal(b.exit_ns, 5 * s);
 }
 

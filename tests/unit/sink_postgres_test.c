@@ -313,6 +313,85 @@ static void pieces_shrink_where_no_answer_comes_in_time(void **state)
     sink_close(s);
 }
 
+/* A server that stands still, as far as we can see: the end that another thread sets is kept. */
+static void no_call_waits_beyond_its_end(void **state)
+{
+    (void)state;
+    const struct clock *clock = clock_system();
+    struct sink *s = fresh();
+    struct err err = {0};
+    struct result row = make_result("a", STR("x"), RESULT_OK);
+    const struct result *list[1] = {&row};
+    struct commit c = {.results = list, .n_results = 1, .now_ns = now};
+    struct commit_counts counts;
+    run_sql("BEGIN");
+    run_sql("LOCK TABLE tranche.results");
+    int64_t start = clock_mono_ns(clock);
+    atomic_store(&s->until_ns, start + 500000000);
+    assert_int_equal(s->ops->commit(s, &c, &counts, &err), E_RETRY);
+    assert_non_null(strstr(err.msg, "no answer to a statement in time"));
+    assert_true(clock_mono_ns(clock) - start < 10000000000); /* the server's own limit for a lock */
+    run_sql("ROLLBACK");
+    err = (struct err){0};
+    assert_int_equal(s->ops->commit(s, &c, &counts, &err), E_RETRY); /* the time is over */
+    atomic_store(&s->until_ns, 0);
+    assert_int_equal(commit_all(s, &row, 1, NULL, 0).inserted, 1);
+    sink_close(s);
+}
+
+static void refuse_as_too_slow(const char *table)
+{
+    char sql[512];
+    run_sql("DROP SEQUENCE IF EXISTS public.tries CASCADE");
+    run_sql("CREATE SEQUENCE public.tries");
+    run_sql("CREATE OR REPLACE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "PERFORM nextval('public.tries'); RAISE EXCEPTION 'injected' USING ERRCODE = '57014'; "
+            "END $$");
+    snprintf(sql, sizeof sql,
+             "CREATE TRIGGER slow BEFORE INSERT ON tranche.%s FOR EACH STATEMENT EXECUTE FUNCTION "
+             "public.slow()",
+             table);
+    run_sql(sql);
+}
+
+/* A minute each: what has no smaller pieces is not sent again before others had their turn. */
+static void a_timeout_asks_for_smaller_pieces_only_where_there_are_any(void **state)
+{
+    (void)state;
+    struct sink *s = fresh();
+    struct sql_policy *policy = &((struct sink_postgres *)s)->policy;
+    struct result rows[3] = {make_result("a", STR("x"), RESULT_OK),
+                             make_result("b", STR("x"), RESULT_OK),
+                             make_result("c", STR("x"), RESULT_OK)};
+    const struct result *list[3] = {&rows[0], &rows[1], &rows[2]};
+    struct commit c = {.results = list, .n_results = 3, .now_ns = now};
+    struct commit_counts counts;
+    struct err err = {0};
+    refuse_as_too_slow("job_attempts");
+    assert_int_equal(s->ops->count_attempts(s, &rows[0].key, NULL, 1, COUNT_START, NULL, &err),
+                     E_RETRY);
+    assert_int_equal(ask("SELECT last_value FROM public.tries"), 1);
+    assert_int_equal(policy->piece_rows, PIECE_ROWS_MAX);
+    assert_true(s->retry_ns > 0);
+    run_sql("DROP TRIGGER slow ON tranche.job_attempts");
+    refuse_as_too_slow("results");
+    err = (struct err){0};
+    assert_int_equal(s->ops->commit(s, &c, &counts, &err), E_RETRY);
+    assert_int_equal(ask("SELECT last_value FROM public.tries"), 2); /* all three, then the first */
+    assert_int_equal(policy->piece_rows, 1);
+    policy->piece_rows = PIECE_ROWS_MAX;
+    c.n_results = 1;
+    err = (struct err){0};
+    assert_int_equal(s->ops->commit(s, &c, &counts, &err), E_RETRY);
+    assert_int_equal(ask("SELECT last_value FROM public.tries"), 3);
+    assert_int_equal(policy->piece_rows, PIECE_ROWS_MAX);
+    run_sql("DROP TRIGGER slow ON tranche.results");
+    run_sql("DROP SEQUENCE public.tries CASCADE");
+    run_sql("DROP FUNCTION public.slow");
+    assert_int_equal(commit_all(s, rows, 3, NULL, 0).inserted, 3);
+    sink_close(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -325,6 +404,8 @@ int main(void)
         cmocka_unit_test(a_row_over_the_message_limit),
         cmocka_unit_test(pieces_shrink_where_no_answer_comes_in_time),
         cmocka_unit_test(configuration_faults_have_ten_minutes),
+        cmocka_unit_test(no_call_waits_beyond_its_end),
+        cmocka_unit_test(a_timeout_asks_for_smaller_pieces_only_where_there_are_any),
     };
     return cmocka_run_group_tests(tests, group_up, group_down);
 }

@@ -189,6 +189,15 @@ static int halve(struct settling *g, struct commit_part *part, const struct post
     return E_OK;
 }
 
+/* Whether smaller pieces may help; the next ones are smaller than this part, then. */
+static bool takes_smaller(struct sink_postgres *s, const struct commit_part *part)
+{
+    if (part->stage != STAGE_RESULTS || part->n_rows < 2)
+        return false;
+    s->policy.piece_rows = TR_MIN(s->policy.piece_rows, (int32_t)part->n_rows);
+    return true;
+}
+
 static int settle(struct settling *g, struct commit_part *part)
 {
     for (;;) {
@@ -203,6 +212,8 @@ static int settle(struct settling *g, struct commit_part *part)
         bool blamed = part->stage != STAGE_REST && part->n_rows + part->n_dead_letters > 0;
         if (f.action == SQL_DATA && !blamed)
             f.action = SQL_UNKNOWN;
+        if (f.action == SQL_TIMEOUT && !takes_smaller(g->s, part))
+            f.action = SQL_WAIT;
         rc = postgres_failed(g->s, "commit", &f, &bisect, g->err);
         if (rc >= 0 && bisect)
             rc = halve(g, part, &f);

@@ -185,12 +185,18 @@ static int fail_result(struct postgres *p, const PGresult *result, struct postgr
 
 /* ---- waiting ---- */
 
-/* True when the socket is ready before the deadline. */
+static int64_t time_left(const struct postgres *p, int64_t deadline_ns)
+{
+    int64_t until_ns = p->until_ns ? atomic_load(p->until_ns) : 0;
+    return (until_ns ? TR_MIN(until_ns, deadline_ns) : deadline_ns) - clock_mono_ns(p->clock);
+}
+
+/* True when the socket is ready before the deadline, which may come nearer while it waits. */
 static bool wait_for(struct postgres *p, short events, int64_t deadline_ns)
 {
     for (;;) {
         struct pollfd pf = {.fd = PQsocket(p->conn), .events = events};
-        int64_t left = deadline_ns - clock_mono_ns(p->clock);
+        int64_t left = time_left(p, deadline_ns);
         if (pf.fd < 0 || left <= 0)
             return false;
         if (poll(&pf, 1, (int)TR_MIN(left / 1000000 + 1, 1000)) > 0)
@@ -273,7 +279,7 @@ int postgres_connect(struct postgres *p, struct postgres_failure *f)
         if (rc >= 0 || !f->late)
             return rc;
         postgres_next_host(p);
-        if (others <= 0)
+        if (others <= 0 || time_left(p, INT64_MAX) <= 0)
             return rc;
         LOG(LOG_WARN, "database_host_silent", LOG_S("text", f->text));
     }

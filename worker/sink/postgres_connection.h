@@ -6,6 +6,7 @@
 #define TRANCHE_WORKER_SINK_POSTGRES_CONNECTION_H
 
 #include <libpq-fe.h>
+#include <stdatomic.h>
 
 #include "worker/sink/postgres_arrays.h"
 #include "worker/sink/sqlstate.h"
@@ -28,6 +29,7 @@ struct postgres {
     PQconninfoOption *parsed; /* owns the values */
     const char *password_file;
     int64_t statement_ns;           /* longest wait for an answer */
+    const atomic_llong *until_ns;   /* no wait lasts beyond it, as of struct sink; NULL: none */
     char label[POSTGRES_LABEL_MAX]; /* "postgres://user@host:port/database", for messages */
 };
 /* Why a statement failed. The text is the server's first line, without detail: that quotes rows. */

@@ -7,6 +7,8 @@
 #ifndef TRANCHE_WORKER_SINK_SINK_H
 #define TRANCHE_WORKER_SINK_SINK_H
 
+#include <stdatomic.h>
+
 #include "worker/job/text.h"
 #include "worker/supervisor/death.h"
 
@@ -181,6 +183,9 @@ struct sink {
     int64_t retry_ns;   /* behind E_RETRY: how long to wait before the same call; 0: as you like */
     struct str queue;   /* topic, stream or file that dead letters come from; ptr NULL: not known */
     struct str process; /* who counts: unlike that of any other process ever; ptr NULL: nobody */
+    /* No call waits for a server's answer beyond it (mono); 0: as long as that takes. Another
+     * thread may set it during a call, which then ends with E_RETRY, a second later at most. */
+    atomic_llong until_ns;
 };
 static inline void sink_close(struct sink *s)
 {

@@ -140,6 +140,8 @@ int postgres_transact(struct sink_postgres *s, const char *what, const char *sql
         }
         if (f.action == SQL_DATA) /* no row of ours can be left out here */
             f.action = SQL_UNKNOWN;
+        if (f.action == SQL_TIMEOUT) /* and there are no smaller pieces */
+            f.action = SQL_WAIT;
         rc = postgres_failed(s, what, &f, &bisect, err);
         if (rc < 0)
             return rc;
@@ -422,6 +424,7 @@ int sink_postgres_open(struct sink **out, const struct postgres_opts *opts, stru
     s->sink.ops = &ops;
     sql_policy_open(&s->policy, PIECE_ROWS_MAX, (uint64_t)clock_wall_ns(opts->clock));
     int rc = postgres_open(&s->pg, opts, err);
+    s->pg.until_ns = &s->sink.until_ns;
     if (rc >= 0)
         rc = open_within(s, opts->connect_ns, err);
     if (rc < 0) {
