@@ -160,7 +160,7 @@ CREATE TABLE dead_letters (
 CREATE INDEX dead_letters_job ON dead_letters (run, batch_id, custom_id);
 CREATE INDEX dead_letters_uncopied ON dead_letters (queue, first_seen) WHERE copied_at IS NULL;
 COMMENT ON TABLE dead_letters IS 'Messages that could not become a row of results, because their key belongs to another payload, or that were given up. The row is the record; a copy to a queue may follow.';
-COMMENT ON COLUMN dead_letters.source_key IS 'names the message for ever: run/batch_id/origin/first 16 hex digits of the SHA-256 of payload';
+COMMENT ON COLUMN dead_letters.source_key IS 'names the message for ever: run/batch_id/origin/16 hex digits of SHA-256(payload)';
 COMMENT ON COLUMN dead_letters.run IS 'as results.run';
 COMMENT ON COLUMN dead_letters.batch_id IS 'as results.batch_id';
 COMMENT ON COLUMN dead_letters.custom_id IS 'as results.custom_id; NULL: none was readable';
