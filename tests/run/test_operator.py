@@ -353,6 +353,27 @@ def test_redrive_gives_each_letter_a_row_in_a_run_of_its_own(desk, redis):
     assert (state["all"], state["redriven"]) == (3, 3)
 
 
+def test_redrive_keeps_an_id_and_a_deadline_from_beside_the_message(desk, broker):
+    """Each becomes a row in main~1 that joins to the input, however often it is sent."""
+    on_kafka(desk, broker, partitions=1)
+    poison = {"max_tokens": 4, "prompt": "bad \u0001"}
+    produce(desk, [(json.dumps(poison), {}), (json.dumps(poison), {
+        "tranche-job-id": "by-header", "tranche-deadline": "2100-01-01T00:00:00Z"})], broker)
+    desk.work("--sim-poison-id", "1", "--partition", "0")  # the dead stay in no group
+    names = [f"{desk.name}/0/0", "by-header"]
+    assert [row[:2] for row in stored(desk)] == sorted((name, "dead") for name in names)
+    past = desk.ask("SELECT source FROM dead_letters WHERE custom_id='by-header'")[0][0]
+    assert "2100" in past
+    desk.ask("UPDATE dead_letters SET source=replace(source, '2100', '2000')")
+    send = ("dlq", "redrive", "--db", desk.db, "--source", desk.queue)
+    assert desk.call(*send) == "sent=2 stay=0\n"
+    desk.ask("UPDATE dead_letters SET redriven_at=NULL")  # as a crash before the mark leaves it
+    assert desk.call(*send) == "sent=2 stay=0\n"
+    desk.work()
+    assert [row[:2] for row in stored(desk, "main~1")] == \
+        sorted(zip(names, ("ok", "expired")))
+
+
 def test_redrive_ends_after_three_times(desk, redis):
     on_redis(desk, redis)
     conflict(desk, 1)
@@ -499,6 +520,67 @@ def test_audit_finds_and_requeues_what_a_restore_lost(desk, on, request):
     desk.work()
     assert rows(desk) == 306 and lag(desk) == 0
     assert "missing=0" in desk.call(*audit)
+
+
+def produce(desk, messages, server):
+    """[(value, headers)], by another client than ours."""
+    name = desk.queue.rsplit("/", 1)[1]
+    if desk.queue.startswith("redis"):
+        for value, _ in messages:
+            server.client().xadd(name, {"job": value})
+        return
+    from confluent_kafka import Producer
+    producer = Producer({"bootstrap.servers": server.address})
+    for value, headers in messages:
+        producer.produce(name, value, headers=[(k, v.encode()) for k, v in headers.items()])
+    assert producer.flush(30) == 0
+
+
+def stored(desk, run="main"):
+    return sorted(tuple(row) for row in desk.ask(
+        f"SELECT custom_id, status, request FROM results WHERE run='{run}'"))
+
+
+NAMELESS = [
+    (json.dumps({"prompt": "no name", "max_tokens": 4, "top_p": 0.1}), {}),
+    (json.dumps({"method": "POST", "url": "/v1/completions",
+                 "body": {"prompt": "a line", "max_tokens": 4}}), {"tranche-job-id": "by-header"}),
+    (json.dumps({"prompt": "late", "max_tokens": 4}),
+     {"tranche-job-id": "late", "tranche-deadline": "1600000000"}),
+    ("no JSON", {"tranche-job-id": "no-json"}), ("no name, no JSON", {}),
+    (json.dumps({"id": 5, "prompt": "a bad id"}), {}),
+]
+
+
+@pytest.mark.parametrize("on", ["redis", "kafka"])
+def test_audit_sends_again_under_the_same_id(desk, on, request):
+    """The id of such a message was its place, or a header's; it must not become another job."""
+    server = request.getfixturevalue("redis" if on == "redis" else "broker")
+    if on == "redis":  # a stream's entry has no headers: an id is in the message, or its place is it
+        on_redis(desk, server)
+        produce(desk, [m for m in NAMELESS if not m[1]], server)
+    else:
+        on_kafka(desk, server, partitions=1)
+        produce(desk, NAMELESS, server)
+    desk.work()
+    before = stored(desk)
+    assert len(before) == (3 if on == "redis" else 6)
+    if on == "kafka":
+        assert ("late", "expired") in [row[:2] for row in before]
+    desk.ask("DELETE FROM results")
+    audit = ("audit", "--db", desk.db, "--source", desk.queue)
+    if on == "kafka":
+        assert desk.call(*audit, "--requeue").endswith("missing=6 requeued=6\n")
+        desk.work()
+        assert stored(desk) == before
+        assert "present=12" in desk.call(*audit)
+        return
+    assert desk.call(*audit, "--requeue", code=3).endswith("missing=3 requeued=1\n")
+    assert desk.err.count("is not sent again: ") == 2
+    assert "it names no id, and has no body" in desk.err and "found integer" in desk.err
+    desk.work()
+    assert stored(desk) == [row for row in before if row[1] == "ok"] != []
+    assert "present=2 passed_over=0 conflicts=0 missing=2" in desk.call(*audit, code=3)
 
 
 def test_audit_refuses_by_name(desk, redis):

@@ -1,4 +1,6 @@
-/* console, dead_letters, text: times, spans, filters, runs of a redrive: pure functions. */
+/* console, dead_letters, envelope, text: times, spans, filters, messages sent again: pure
+ * functions.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,6 +8,7 @@
 #include <cmocka.h>
 
 #include "worker/commands/console.h"
+#include "worker/job/envelope.h"
 #include "worker/sink/dead_letters.h"
 #include "worker/sink/sink.h"
 
@@ -98,18 +101,66 @@ static void a_message_keeps_its_body(void **state)
     (void)state;
     struct text out = {0};
     struct err err = {0};
+    const struct envelope e = {.run = STR("main~1"), .batch_id = STR("b\"c")};
     assert_int_equal(
-        redrive_message(STR("{\"id\":\"x\",\"run\":\"old\",\"prompt\":\"a\\u0000\\n\",\"seed\":"
-                            "9007199254740993,\"top_p\":0.1}"),
-                        STR("main~1"), STR("b\"c"), &out, &err),
+        envelope_put(STR("{\"id\":\"x\",\"run\":\"old\",\"prompt\":\"a\\u0000\\n\",\"seed\":"
+                         "9007199254740993,\"top_p\":0.1}"),
+                     &e, &out, &err),
         E_OK);
     assert_true(str_eq(text_view(&out),
                        STR("{\"id\":\"x\",\"run\":\"main~1\",\"prompt\":\"a\\u0000\\n\",\"seed\":"
                            "9007199254740993,\"top_p\":0.10000000000000001,\"batch_id\":"
                            "\"b\\\"c\"}")));
-    assert_int_equal(redrive_message(STR("[1]"), STR("r"), STR("b"), &out, &err), E_JOB);
+    assert_int_equal(envelope_put(STR("[1]"), &e, &out, &err), E_JOB);
     err = (struct err){0};
-    assert_int_equal(redrive_message(STR("{\"a\":"), STR("r"), STR("b"), &out, &err), E_JOB);
+    assert_int_equal(envelope_put(STR("{\"a\":"), &e, &out, &err), E_JOB);
+    text_close(&out);
+}
+
+static bool makes(const char *payload, const char *id, const char *deadline, const char *want)
+{
+    struct text out = {0};
+    struct err err = {0};
+    struct envelope e = {.id = id ? str_of(id) : (struct str){NULL, 0},
+                         .deadline = deadline ? str_of(deadline) : (struct str){NULL, 0}};
+    int rc = envelope_put(str_of(payload), &e, &out, &err);
+    bool same = want ? rc == E_OK && str_eq(text_view(&out), str_of(want)) : rc == E_JOB;
+    text_close(&out);
+    return same;
+}
+
+static void an_id_goes_where_the_message_names_none(void **state)
+{
+    (void)state;
+    assert_true(makes("{\"prompt\":\"x\"}", "t/0/7", NULL, "{\"prompt\":\"x\",\"id\":\"t/0/7\"}"));
+    assert_true(
+        makes("{\"id\":null,\"prompt\":\"x\"}", "a", NULL, "{\"id\":\"a\",\"prompt\":\"x\"}"));
+    assert_true(makes("{\"id\":\"own\"}", "a", NULL, "{\"id\":\"own\"}"));
+    assert_true(makes("{\"url\":\"/v1\",\"id\":1}", "a", NULL,
+                      "{\"url\":\"/v1\",\"id\":1,\"custom_id\":\"a\"}"));
+    assert_true(makes("{\"body\":{}}", NULL, NULL, "{\"body\":{}}"));
+    assert_true(makes("{\"id\":5}", "a", NULL, NULL)); /* another id would make a valid job of it */
+    assert_true(makes("{\"id\":\"\"}", "a", NULL, NULL));
+    assert_true(makes("{\"prompt\":\"x\"}", "\xff", NULL, NULL));
+    assert_true(
+        makes("{\"id\":\"a\"}", NULL, "1600000000", "{\"id\":\"a\",\"deadline\":1600000000.0}"));
+    assert_true(makes("{\"id\":\"a\"}", NULL, "2020-01-01T00:00:00Z",
+                      "{\"id\":\"a\",\"deadline\":\"2020-01-01T00:00:00Z\"}"));
+    assert_true(makes("{\"id\":\"a\",\"deadline\":1}", NULL, "2", "{\"id\":\"a\",\"deadline\":1}"));
+}
+
+static void the_last_header_of_a_name_counts(void **state)
+{
+    (void)state;
+    struct text out = {0};
+    const struct str source =
+        STR("{\"offset\":7,\"headers\":[[\"d\",\"1\"],[\"d\",\"2\"],[\"d\",null],"
+            "[\"e\",\"3\"]]}");
+    assert_true(envelope_header(source, "d", &out));
+    assert_true(str_eq(text_view(&out), STR("2")));
+    assert_false(envelope_header(source, "f", &out));
+    assert_false(envelope_header(STR("{\"line\":7}"), "d", &out));
+    assert_false(envelope_header((struct str){NULL, 0}, "d", &out));
     text_close(&out);
 }
 
@@ -130,6 +181,8 @@ int main(void)
         cmocka_unit_test(filters_name_what_they_want),
         cmocka_unit_test(a_letter_is_sent_again_three_times),
         cmocka_unit_test(a_message_keeps_its_body),
+        cmocka_unit_test(an_id_goes_where_the_message_names_none),
+        cmocka_unit_test(the_last_header_of_a_name_counts),
         cmocka_unit_test(an_absent_text_is_an_empty_string),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,6 +7,7 @@
 #include "engine/log.h"
 #include "worker/commands/commands.h"
 #include "worker/commands/console.h"
+#include "worker/job/envelope.h"
 #include "worker/job/job.h"
 #include "worker/job/share.h"
 #include "worker/sink/sink_postgres.h"
@@ -19,7 +20,7 @@ struct audit {
     struct sink *sink;
     struct producer *producer; /* NULL: holes are only listed */
     struct job_defaults defaults;
-    struct text scratch;
+    struct text scratch, message;
     struct job *jobs[LOOK_UP];
     struct lookup lookups[LOOK_UP];
     size_t n;
@@ -36,6 +37,40 @@ static void print_hole(struct audit *a, const struct job *job)
            STR_ARG(job->custom_id));
 }
 
+/* Its own bytes; what a header said is said by one again. */
+static int send_with_headers(struct audit *a, const struct job *job, bool nameless, struct err *err)
+{
+    struct producer_header headers[2];
+    struct producer_message m = {.key = job->custom_id, .value = job->message, .headers = headers};
+    if (nameless || job->header_id.ptr)
+        headers[m.n_headers++] = (struct producer_header){STR("tranche-job-id"), job->custom_id};
+    if (job->header_deadline.ptr)
+        headers[m.n_headers++] =
+            (struct producer_header){STR("tranche-deadline"), job->header_deadline};
+    return a->producer->ops->put(a->producer, &m, err);
+}
+
+/* Under the id that is missing: one that was the message's place names another place now. E_JOB: it
+ * cannot be told to the queue. */
+static int send_again(struct audit *a, const struct job *job, struct err *err)
+{
+    bool nameless = job->custom_id.ptr == job->origin.ptr;
+    struct envelope e = {.id = job->custom_id};
+    if (job->message_full > job->message.len)
+        return err_set(err, E_JOB, "its %zu bytes are too many, the limit is %d", job->message_full,
+                       JOB_BYTES_MAX);
+    if (a->producer->ops->headers_count)
+        return send_with_headers(a, job, nameless, err);
+    if (!nameless)
+        return a->producer->ops->send(a->producer, job->custom_id, job->message, err);
+    if (!job->body) /* the hash covers all of it */
+        return err_set(err, E_JOB, "it names no id, and has no body to stay the same beside one");
+    int rc = envelope_put(job->message, &e, &a->message, err);
+    return rc < 0
+               ? rc
+               : a->producer->ops->send(a->producer, job->custom_id, text_view(&a->message), err);
+}
+
 static int judge(struct audit *a, const struct lookup *l, struct job *job, struct err *err)
 {
     a->messages++;
@@ -45,10 +80,15 @@ static int judge(struct audit *a, const struct lookup *l, struct job *job, struc
         return E_OK;
     a->holes++;
     print_hole(a, job);
-    if (!a->producer || job->message_full > job->message.len) /* too long to be read whole */
+    if (!a->producer)
         return E_OK;
-    a->sent++;
-    return a->producer->ops->send(a->producer, job->custom_id, job->message, err);
+    struct err why = {0};
+    int rc = send_again(a, job, &why);
+    a->sent += rc >= 0;
+    if (rc == E_JOB)
+        fprintf(stderr, "tranche audit: " STR_FMT " is not sent again: %s\n", STR_ARG(job->origin),
+                why.msg);
+    return rc < 0 && rc != E_JOB ? err_typed(err, rc, why.type, "%s", why.msg) : E_OK;
 }
 
 /* Asks for the jobs in hand and lets go of them. */
@@ -182,6 +222,7 @@ int command_audit(const struct config *config)
     producer_close(a->producer);
     sink_close(a->sink);
     text_close(&a->scratch);
+    text_close(&a->message);
     mem_free(a);
     return code;
 }

@@ -2,6 +2,7 @@
 #include "engine/tokenizer.h"
 #include "worker/commands/commands.h"
 #include "worker/commands/console.h"
+#include "worker/job/envelope.h"
 #include "worker/sink/dead_letters.h"
 #include "worker/sink/sink.h"
 #include "worker/source/producer.h"
@@ -188,12 +189,25 @@ static int dlq_show(struct dlq *d, struct err *err)
 struct redrive {
     struct dlq *d;
     struct producer *producer; /* NULL: a dry run */
-    struct text payload, message, run;
+    struct text payload, message, run, deadline;
     char keys[REDRIVE_CHUNK][1200]; /* sent and to be marked */
     int n_keys;
     struct text last; /* key of the row before */
     int64_t sent, skipped;
 };
+
+/* The row at hand as a job of r->run, under the id and with the deadline that it had. */
+static int make_message(struct redrive *r, struct err *err)
+{
+    const struct query *q = r->d->q;
+    struct envelope e = {.batch_id = query_text(q, COL_BATCH), .id = query_text(q, COL_ID)};
+    int rc = redrive_run(query_text(q, COL_RUN), &r->run, err);
+    text_reset(&r->deadline);
+    if (envelope_header(query_text(q, COL_SOURCE), "tranche-deadline", &r->deadline))
+        e.deadline = text_view(&r->deadline);
+    e.run = text_view(&r->run);
+    return rc < 0 ? rc : envelope_put(text_view(&r->payload), &e, &r->message, err);
+}
 
 /* The row at hand. E_JOB: it stays, and standard error says why. */
 static int send_letter(struct redrive *r, struct err *err)
@@ -207,10 +221,7 @@ static int send_letter(struct redrive *r, struct err *err)
     if (rc >= 0 && key.len >= sizeof r->keys[0])
         rc = err_set(&why, E_JOB, "its key is too long");
     if (rc >= 0)
-        rc = redrive_run(query_text(q, COL_RUN), &r->run, &why);
-    if (rc >= 0)
-        rc = redrive_message(text_view(&r->payload), text_view(&r->run), query_text(q, COL_BATCH),
-                             &r->message, &why);
+        rc = make_message(r, &why);
     if (rc == E_JOB) {
         fprintf(stderr, "tranche dlq: " STR_FMT " stays: %s\n", STR_ARG(key), why.msg);
         r->skipped++;
@@ -307,6 +318,7 @@ static int dlq_redrive(struct dlq *d, struct err *err)
     text_close(&r->payload);
     text_close(&r->message);
     text_close(&r->run);
+    text_close(&r->deadline);
     text_close(&r->last);
     mem_free(r);
     return rc;

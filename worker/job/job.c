@@ -181,6 +181,16 @@ static void take_deadline(struct job *job, const json_t *value)
                  "deadline: want seconds since 1970 or a time like 2026-01-31T12:00:00Z");
 }
 
+json_t *job_header_deadline(struct str given)
+{
+    char *end = NULL, text[40] = "";
+    if (given.len < sizeof text)
+        memcpy(text, given.ptr, given.len);
+    double seconds = strtod(text, &end);
+    bool number = *text && *end == '\0' && seconds > 0 && seconds < 1e18;
+    return number ? json_real(seconds) : json_stringn(text, strlen(text));
+}
+
 /* What stands beside the message counts where the message itself names none. */
 static void take_headers(struct job *job)
 {
@@ -193,13 +203,7 @@ static void take_headers(struct job *job)
         json_decref(value);
     }
     if (!job->deadline_ns && job->header_deadline.ptr) {
-        char *end = NULL, text[40] = "";
-        struct str given = job->header_deadline;
-        if (given.len < sizeof text)
-            memcpy(text, given.ptr, given.len);
-        double seconds = strtod(text, &end);
-        bool number = *text && *end == '\0' && seconds > 0 && seconds < 1e18;
-        value = number ? json_real(seconds) : json_stringn(text, strlen(text));
+        value = job_header_deadline(job->header_deadline);
         if (!value)
             job_fail(job, "bad_value", "tranche-deadline: want UTF-8");
         take_deadline(job, value);
@@ -330,11 +334,16 @@ static bool is_line(const json_t *doc)
            json_object_get(doc, "url");
 }
 
+const char *job_id_field(const json_t *doc)
+{
+    return is_line(doc) ? "custom_id" : "id";
+}
+
 static void take_envelope(struct job *job, struct text *scratch)
 {
     json_t *doc = job->doc;
     bool line = is_line(doc);
-    const char *id = line ? "custom_id" : "id";
+    const char *id = job_id_field(doc);
     const json_t *given = json_object_get(doc, id);
     if (!take_id(job, id, given, &job->custom_id) && line && !job->header_id.ptr)
         job_fail(job, "missing_field", "custom_id: want a string, got %s", json_type_name(given));

@@ -162,6 +162,11 @@ void job_parse(struct job *job, const struct job_defaults *defaults, struct text
 void job_parse_again(struct job *job);
 
 uint64_t job_key_hash(const struct key *key); /* job->key_hash */
+/* Where a message of this shape has its id: "custom_id" or "id". Pure. */
+const char *job_id_field(const json_t *doc);
+/* The header tranche-deadline as a message's field has it: a new number or string, which need be no
+ * time; NULL: no UTF-8, or no memory. */
+json_t *job_header_deadline(struct str given);
 
 /* What params_parse leans on; all borrowed. */
 struct params_context {

@@ -1,8 +1,6 @@
 /* dead_letters: see dead_letters.h. */
 #include "worker/sink/dead_letters.h"
 
-#include <jansson.h>
-
 static const char *const names[LETTER_FIELDS] = {"run", "batch", "id", "reason", "key"};
 static const char *const states[] = {"any", "open", "redriven"};
 
@@ -78,23 +76,4 @@ int redrive_run(struct str run, struct text *out, struct err *err)
     text_reset(out);
     text_f(out, STR_FMT "~%d", STR_ARG(run), times + 1);
     return E_OK;
-}
-
-int redrive_message(struct str payload, struct str run, struct str batch, struct text *out,
-                    struct err *err)
-{
-    json_t *doc = NULL;
-    struct err why = {0};
-    if (json_parse(&doc, payload, "payload", &json_limits_job, &why) < 0 || !json_is_object(doc)) {
-        json_decref(doc);
-        return err_set(err, E_JOB, "%s", why.code ? why.msg : "the payload is no JSON object");
-    }
-    json_object_set_new(doc, "run", json_stringn(run.ptr, run.len));
-    json_object_set_new(doc, "batch_id", json_stringn(batch.ptr, batch.len));
-    char *text = json_dumps(doc, JSON_COMPACT | JSON_REAL_PRECISION(17));
-    json_decref(doc);
-    text_reset(out);
-    text_add(out, str_of(text));
-    free(text);
-    return out->failed || out->len == 0 ? err_set(err, E_FATAL, "no memory for a message") : E_OK;
 }

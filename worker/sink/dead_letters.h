@@ -24,8 +24,5 @@ const char *letter_filter_sql(enum letter_state state);
  * because `run` has its row already and a row never changes. E_JOB: it was sent again REDRIVES_MAX
  * times. Pure. */
 int redrive_run(struct str run, struct text *out, struct err *err) TR_MUSTCHECK;
-/* The payload with run and batch put into it. E_JOB: it is no JSON object. Pure but for memory. */
-int redrive_message(struct str payload, struct str run, struct str batch, struct text *out,
-                    struct err *err) TR_MUSTCHECK;
 
 #endif

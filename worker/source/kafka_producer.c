@@ -177,8 +177,8 @@ static int open_handle(struct kafka_producer *p, const struct source_url *url,
 int kafka_producer_open(struct producer **out, const struct source_url *url,
                         const struct source_opts *opts, struct err *err)
 {
-    static const struct producer_ops ops = {"kafka",         kafka_send,  kafka_put,
-                                            kafka_confirmed, kafka_flush, kafka_close};
+    static const struct producer_ops ops = {"kafka",     kafka_send,  kafka_put, kafka_confirmed,
+                                            kafka_flush, kafka_close, true};
     struct kafka_producer *p = mem_alloc(1, sizeof *p);
     if (!p)
         return err_set(err, E_FATAL, "kafka: no memory");

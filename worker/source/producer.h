@@ -32,6 +32,7 @@ struct producer_ops {
     /* Waits until everything is confirmed. Errors as send. */
     int (*flush)(struct producer *, struct err *);
     void (*close)(struct producer *); /* what is not confirmed may or may not arrive */
+    bool headers_count;               /* its source takes a job's id and deadline from them */
 };
 struct producer {
     const struct producer_ops *ops;

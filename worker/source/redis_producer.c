@@ -159,8 +159,8 @@ static int find_stream(struct redis_producer *p, struct err *err)
 int redis_producer_open(struct producer **out, const struct source_url *url,
                         const struct source_opts *opts, struct err *err)
 {
-    static const struct producer_ops ops = {"redis",         redis_send,  redis_put,
-                                            redis_confirmed, redis_flush, redis_close};
+    static const struct producer_ops ops = {"redis",     redis_send,  redis_put, redis_confirmed,
+                                            redis_flush, redis_close, false};
     struct redis_producer *p = mem_alloc(1, sizeof *p);
     if (!p)
         return err_set(err, E_FATAL, "redis: no memory");
