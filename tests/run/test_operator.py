@@ -493,6 +493,50 @@ def test_seek_refuses_by_name(desk, broker, redis):
     assert "XGROUP SETID" in desk.err
 
 
+def test_seek_is_refused_while_one_partition_is_read(desk, broker):
+    """The broker knows nothing of a worker with --partition, whose next commit would undo it."""
+    on_kafka(desk, broker, partitions=2)
+    desk.submit(jobs(60), "b")
+    seek = ("seek", "--db", desk.db, "--source", desk.queue, "--to", "end")
+    worker = start(desk, "--partition", "0", "--sim-step", "200ms", "--slots", "1", "--grace", "0s")
+    try:
+        wait(lambda: rows(desk) > 0)
+        desk.call(*seek, code=65)
+        assert "a worker with --partition 0 was at work" in desk.err and "stop it first" in desk.err
+        assert desk.call(*seek, "--dry-run").endswith("nothing was moved\n")
+        desk.call(*seek, "--partition", "1")
+    finally:
+        worker.terminate()
+        worker.wait(60)
+    assert desk.call(*seek).endswith("moved\n"), "one that left is forgotten at once"
+    assert lag(desk) == 0
+    before = rows(desk)
+    desk.work("--partition", "0")
+    assert rows(desk) == before
+
+
+def test_a_worker_with_a_long_job_is_not_forgotten(binary, tmp_path, broker):
+    """It commits nothing for minutes, and still says that it lives; a kill leaves that behind."""
+    desk = on_kafka(SqliteDesk(binary, tmp_path, "signs"), broker, partitions=1)
+    desk.submit(jobs(1), "b")
+    worker = start(desk, "--partition", "0", "--sim-step", "60s", "--grace", "0s")
+    ages = [-1]
+
+    def older():
+        desk.call("seek", "--db", desk.db, "--source", desk.queue, "--to", "end", code=65)
+        ages.append(int(re.search(r"was at work (\d+) s ago", desk.err)[1]))
+        return ages[-1] >= ages[-2]
+    try:
+        wait(lambda: desk.ask("SELECT count(*) FROM job_attempts") == [(1,)])
+        time.sleep(5)
+        wait(lambda: not older())
+        assert rows(desk) == 0 and max(ages) > 1
+    finally:
+        worker.kill()
+        worker.wait(60)
+    older()
+
+
 # ---- audit ----
 
 @pytest.mark.parametrize("on", ["redis", "kafka"])

@@ -1,5 +1,8 @@
 /* kafka_commit: what the group has acknowledged. See source_kafka.h. The offset that is committed
  * is the next one to read: past transaction markers too, so that an emptied topic has no lag. */
+#include <stdio.h>
+#include <stdlib.h>
+
 #include "engine/log.h"
 #include "worker/failpoint.h"
 #include "worker/source/source_kafka.h"
@@ -26,21 +29,53 @@ void kafka_on_commit(rd_kafka_t *rk, rd_kafka_resp_err_t code,
     }
 }
 
+static const int64_t SECOND_NS = 1000000000;
+static const char sign[] = "tranche --partition ";
+
+int64_t kafka_sign_seconds(const void *metadata, size_t size)
+{
+    char text[sizeof sign + 24] = "";
+    if (!metadata || size < sizeof sign || size >= sizeof text)
+        return 0;
+    memcpy(text, metadata, size);
+    return memcmp(text, sign, sizeof sign - 1) == 0
+               ? TR_MAX((int64_t)strtoll(text + sizeof sign - 1, NULL, 10), (int64_t)0)
+               : 0;
+}
+
+/* The library frees it with the list. */
+static void add_sign(const struct source_kafka *k, rd_kafka_topic_partition_t *t)
+{
+    char text[sizeof sign + 24];
+    int n = snprintf(text, sizeof text, "%s%lld", sign,
+                     (long long)(clock_wall_ns(k->clock) / 1000000000));
+    t->metadata = rd_kafka_mem_malloc(k->rk, (size_t)n);
+    t->metadata_size = t->metadata ? (size_t)n : 0;
+    if (t->metadata)
+        memcpy(t->metadata, text, (size_t)n);
+}
+
 int kafka_commit(struct source_kafka *k, bool sync, struct err *err)
 {
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(8);
     int rc = E_OK;
-    k->committed_ns = clock_mono_ns(k->clock);
+    int64_t now = k->committed_ns = clock_mono_ns(k->clock);
+    bool again =
+        k->signed_ns && (!k->alone || now - k->signed_ns >= KAFKA_SIGN_SECONDS * SECOND_NS);
     for (int32_t i = 0; i < SOURCE_PARTITIONS_MAX; i++) {
         struct kafka_partition *p = &k->partitions[i];
         if (!p->owned || !p->started)
             continue;
         int64_t value = kafka_watermark_value(&p->watermark);
-        if (value == p->sent)
+        if (value == p->sent && !again)
             continue;
-        rd_kafka_topic_partition_list_add(list, k->topic, i)->offset = value;
-        p->sent = value;
+        rd_kafka_topic_partition_t *t = rd_kafka_topic_partition_list_add(list, k->topic, i);
+        t->offset = p->sent = value;
+        if (k->alone)
+            add_sign(k, t);
     }
+    if (list->cnt)
+        k->signed_ns = k->alone ? now : 0;
     if (list->cnt) {
         FAILPOINT("kafka.before_offsets");
         rd_kafka_resp_err_t code = rd_kafka_commit(k->rk, list, !sync);

@@ -144,7 +144,7 @@ static int take_one(struct source_kafka *k, struct err *err)
     k->assigning = kafka_list_of(k, p, RD_KAFKA_OFFSET_INVALID);
     k->partitions[p] = (struct kafka_partition){.owned = true, .start = -1, .sent = -1, .end = -1};
     k->news.assigned[k->news.n_assigned++] = p;
-    k->joined = true; /* no group has a say in it */
+    k->joined = k->alone = true; /* no group has a say in it */
     return E_OK;
 }
 
@@ -222,6 +222,7 @@ static void *leave(void *arg)
 {
     struct source_kafka *k = arg;
     struct err err = {0};
+    k->alone = false;
     if (kafka_commit(k, true, &err) < 0)
         LOG(LOG_WARN, "commit_failed", LOG_S("error", err.msg));
     k->closing = true;
