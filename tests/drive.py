@@ -25,8 +25,9 @@ FUZZ_SECONDS = 10
 # Units with threads of their own run under ThreadSanitizer too.
 THREADED = re.compile(r"(?:^|_)(worker|intake|queue|park|cancel|spool|outbox|upload|source|sink|engine|log|cpu|"
                       r"kernel|linear|sim)")
-# The whole grid, ten megabytes of text, brokers that come and go: for `all`, not for `check`.
-LONG = "unit/(sameness|tokenizer_golden|(source_kafka|kafka_.*errors))_test$"
+# The whole grid, ten megabytes of text, brokers that come and go, what waits for memory or a silent host: for
+# `all`, not for `check`.
+LONG = "unit/(sameness|tokenizer_golden|worker_memory|postgres_hosts|source_kafka|kafka_.*(errors|losses))_test$"
 SHOWN_LINES = 60
 # Lines of a failed step that say nothing: what a build does well, cases that passed.
 DULL = re.compile(r"^\[\d+/\d+\] (Building|Linking|cd )|\[ RUN      \]|\[       OK \]|^\tunit/|^\s*$")
