@@ -391,6 +391,23 @@ def test_redrive_ends_after_three_times(desk, redis):
     assert rows(desk, "run='main~3'") == 1
 
 
+def test_redrive_takes_the_longest_key(desk, redis):
+    """Run, batch and origin as long as they may be. It stayed from 1,200 bytes on."""
+    run, batch, stream = "r" * 510, "b" * 512, desk.name.ljust(200, "s")  # "~1" comes behind the run
+    desk.queue = redis.url(stream)
+    desk.call("init", "--source", desk.queue)
+    for prompt in ("one", "another"):
+        desk.submit([json.dumps({"id": "job", "prompt": prompt})], prompt, "--batch", batch)
+    desk.work("--run", run)
+    letter, = desk.json("dlq", "list", "--db", desk.db)
+    assert len(letter["source_key"]) > 510 + 512 + 200
+    assert desk.call("dlq", "redrive", "--db", desk.db, "--source", desk.queue) == \
+        "sent=1 stay=0\n", desk.err
+    assert desk.ask("SELECT count(*) FROM dead_letters WHERE redriven_at IS NULL") == [(0,)]
+    desk.work("--run", run)
+    assert rows(desk, f"run='{run}~1' AND batch_id='{batch}' AND status='ok'") == 1
+
+
 def test_dlq_refuses_by_name(desk, redis):
     on_redis(desk, redis)
     for args, words in [(["dlq"], "want one of list, show, redrive"),

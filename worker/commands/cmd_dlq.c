@@ -190,7 +190,7 @@ struct redrive {
     struct dlq *d;
     struct producer *producer; /* NULL: a dry run */
     struct text payload, message, run, deadline;
-    char keys[REDRIVE_CHUNK][1200]; /* sent and to be marked */
+    struct text keys[REDRIVE_CHUNK]; /* sent and to be marked */
     int n_keys;
     struct text last; /* key of the row before */
     int64_t sent, skipped;
@@ -218,8 +218,6 @@ static int send_letter(struct redrive *r, struct err *err)
     int rc = query_bytes(q, COL_PAYLOAD, &r->payload) ? E_OK : E_FATAL;
     if (rc >= 0 && r->payload.len == 0)
         rc = err_set(&why, E_JOB, "its payload was not kept");
-    if (rc >= 0 && key.len >= sizeof r->keys[0])
-        rc = err_set(&why, E_JOB, "its key is too long");
     if (rc >= 0)
         rc = make_message(r, &why);
     if (rc == E_JOB) {
@@ -235,9 +233,11 @@ static int send_letter(struct redrive *r, struct err *err)
                STR_ARG(id));
     else
         rc = r->producer->ops->send(r->producer, id, text_view(&r->message), err);
-    snprintf(r->keys[r->n_keys++], sizeof r->keys[0], STR_FMT, STR_ARG(key));
+    struct text *kept = &r->keys[r->n_keys++];
+    text_reset(kept);
+    text_add(kept, key);
     r->sent++;
-    return rc;
+    return rc >= 0 && kept->failed ? err_set(err, E_FATAL, "no memory for a key") : rc;
 }
 
 /* A crash before the mark sends a message twice: the same key and payload, so one row. */
@@ -249,7 +249,7 @@ static int mark_letters(struct redrive *r, struct err *err)
     if (rc >= 0)
         rc = query_begin(r->d->q, err);
     for (int i = 0; rc >= 0 && i < r->n_keys; i++) {
-        struct str parameters[] = {str_of(now), str_of(r->keys[i])};
+        struct str parameters[] = {str_of(now), text_view(&r->keys[i])};
         int64_t n = query_run(r->d->q, "UPDATE dead_letters SET redriven_at=$1 WHERE source_key=$2",
                               parameters, 2, err);
         rc = n < 0 ? (int)n : E_OK;
@@ -320,6 +320,8 @@ static int dlq_redrive(struct dlq *d, struct err *err)
     text_close(&r->run);
     text_close(&r->deadline);
     text_close(&r->last);
+    for (int i = 0; i < REDRIVE_CHUNK; i++)
+        text_close(&r->keys[i]);
     mem_free(r);
     return rc;
 }
