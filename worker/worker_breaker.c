@@ -50,11 +50,17 @@ static void note_end(struct worker *w, const struct job *job, bool failed)
     release_held(w);
 }
 
+/* The model: its texts are too large for a row, or this machine had no memory for them. */
+static bool did_its_part(const struct result *r)
+{
+    return str_eq(r->error_code, STR("too_large")) || str_eq(r->error_code, STR("no_memory"));
+}
+
 bool worker_hold(struct worker *w, struct job *job)
 {
     bool ok = job->result && job->result->status == RESULT_OK;
     bool failed = job->result && job->result->status == RESULT_FAILED;
-    if (failed && str_eq(job->result->error_code, STR("too_large"))) { /* the model did its part */
+    if (failed && did_its_part(job->result)) {
         ok = true;
         failed = false;
     }

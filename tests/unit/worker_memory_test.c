@@ -7,6 +7,8 @@
 
 #include "tests/unit/refused_memory.h"
 #include "tests/unit/worker_run.h"
+#include "worker/breaker.h"
+#include "worker/monitor/metrics.h"
 
 /* Each takes 4 + 4 + 8 * 20 bytes a token: 300 KB, where the cap is 1 MiB. */
 enum {
@@ -164,6 +166,29 @@ static void a_row_that_never_finds_memory_is_made_without_its_texts(void **state
     assert_int_equal(summary.present, ROW_JOBS);
 }
 
+/* That the host has no memory is no sign of a broken model. */
+static void rows_without_memory_open_no_breaker(void **state)
+{
+    (void)state;
+    enum { N = 2 * BREAKER_LEAST };
+    static char text[N][4200];
+    static const char *lines[N];
+    struct setting set = {
+        .lines = lines, .n = N, .breaker = 0.2, .render_ns = 50000000, .stop = &stop_flag};
+    for (int i = 0; i < N; i++) {
+        snprintf(text[i], sizeof text[i], "{\"id\":\"j%d\",\"prompt\":\"%03900d\"}", i, i);
+        lines[i] = text[i];
+    }
+    metrics_reset();
+    refuse(ROOM, ROOM, 0, INT32_MAX);
+    stop_in(60); /* an open one never closes here */
+    assert_int_equal(run(&set), E_OK);
+    alarm(0);
+    assert_int_equal(metric_get(METRIC_ATTEMPTS, ATTEMPT_RETURNED), 0); /* nothing was held */
+    expect_all_done(N);
+    assert_int_equal(ask("SELECT count(*) FROM results WHERE error_code='no_memory'"), N);
+}
+
 /* The worker has failed, so nobody will look at the rows that are being made. */
 static void an_end_waits_for_no_row_without_memory(void **state)
 {
@@ -217,6 +242,7 @@ int main(void)
         WITH_LARGE(a_prompt_without_memory_is_prepared_again),
         WITH_LARGE(a_message_without_memory_is_read_again),
         WITH_LARGE(a_row_that_never_finds_memory_is_made_without_its_texts),
+        WITH_LARGE(rows_without_memory_open_no_breaker),
         WITH_LARGE(an_end_waits_for_no_row_without_memory),
         WITH_LARGE(a_refusal_without_memory_is_a_row),
     };
