@@ -72,7 +72,8 @@ bool worker_hold(struct worker *w, struct job *job)
         return true;
     if (!failed || w->breaker.state == BREAKER_CLOSED)
         return false;
-    job->result = NULL; /* stays STAGE_COUNTED: at a stop its start is given back with the others */
+    job_drop_result(job);
+    /* Stays STAGE_COUNTED: at a stop its start is given back with the others. */
     job->err = (struct err){0};
     job->submitted = false;
     job->n_choices = 0; /* their ids are gone: nothing to park */

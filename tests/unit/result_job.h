@@ -69,7 +69,7 @@ static struct job *begin(const struct loaded_model *model, const char *line)
 }
 
 /* The choice's ids from text, special tokens obeyed. */
-static void say(struct job *job, int32_t choice, const char *text)
+static inline void say(struct job *job, int32_t choice, const char *text)
 {
     struct err err = {0};
     struct generated *g = &job->choices[choice].out;
@@ -80,7 +80,7 @@ static void say(struct job *job, int32_t choice, const char *text)
 }
 
 /* One id for each of the bytes, found by asking the tokenizer. */
-static int32_t id_of_byte(unsigned char byte)
+static inline int32_t id_of_byte(unsigned char byte)
 {
     for (int32_t id = 0; id < tokenizer_vocab_size(tiny.tokenizer); id++) {
         struct str s = tokenizer_token_bytes(tiny.tokenizer, id);
