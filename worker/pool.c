@@ -69,6 +69,7 @@ static bool render(struct pool_thread *t, struct item *item)
     struct job *job = item->ptr;
     if (result_render(job, o->result, &t->result)) {
         t->wait_ns = 0;
+        job->unrendered_ns = 0; /* a job that the breaker holds is rendered again, much later */
         return true;
     }
     int64_t now = clock_mono_ns(clock_system());
