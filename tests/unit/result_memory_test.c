@@ -123,6 +123,45 @@ static void a_row_without_output_is_whole(void **state)
     }
 }
 
+static size_t most_kept(const struct result_scratch *s)
+{
+    const struct text *texts[] = {&s->raw, &s->text, &s->json, &s->logprobs, &s->repaired};
+    size_t most = 0;
+    for (size_t i = 0; i < TR_COUNT(texts); i++)
+        most = TR_MAX(most, texts[i]->cap);
+    return most;
+}
+
+/* What one thread keeps for its next row the others do not find, for theirs of now. */
+static void a_large_row_s_scratch_is_given_back(void **state)
+{
+    (void)state;
+    enum { REQUEST = 6 << 20 }; /* three bytes of room for each: as U+FFFD */
+    struct result_scratch s = {0};
+    struct job *job = spoken("{\"id\":\"a\",\"prompt\":\"x\",\"max_tokens\":3900}");
+    char *request = mem_alloc(REQUEST, 1);
+    assert_non_null(request);
+    memset(request, 'x', REQUEST);
+    assert_true(result_render(job, &result_ctx, &s));
+    const char *kept = s.text.ptr;
+    assert_non_null(kept);
+    assert_true(result_render(job, &result_ctx, &s));
+    assert_ptr_equal(s.text.ptr, kept); /* an ordinary row's serves the next one */
+    job->request = (struct str){request, REQUEST};
+    assert_true(result_render(job, &result_ctx, &s));
+    assert_int_equal(job->result->request.len, REQUEST);
+    assert_in_range(most_kept(&s), 1, RESULT_SCRATCH_MAX);
+    job_drop_result(job);
+    refuse(REQUEST, REQUEST + (2 << 20), 0, 1); /* the row's own copy, in huge pages */
+    assert_false(result_render(job, &result_ctx, &s));
+    assert_true(atomic_load(&refuse_seen) == 1);
+    refuse(SIZE_MAX, 0, 0, 0);
+    assert_in_range(most_kept(&s), 1, RESULT_SCRATCH_MAX);
+    result_scratch_close(&s);
+    mem_free(request);
+    job_close(job);
+}
+
 /* None at all is had. What the job is known by, and what it came to, is there all the same. */
 static void a_bare_row_takes_no_memory(void **state)
 {
@@ -164,6 +203,7 @@ int main(void)
         cmocka_unit_test(a_chat_s_row_is_whole),
         cmocka_unit_test(a_completion_s_row_is_whole),
         cmocka_unit_test(a_row_without_output_is_whole),
+        cmocka_unit_test(a_large_row_s_scratch_is_given_back),
         cmocka_unit_test(a_bare_row_takes_no_memory),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -1,22 +1,11 @@
-/* result: see result.h. The logprobs' JSON is in result_logprobs.c, what an
- * answer is in result_answer.c. */
+/* result: see result.h. The logprobs' JSON is in result_logprobs.c, what an answer is in
+ * result_answer.c, the thread's buffers are result_scratch.c's. */
 #include "worker/job/result.h"
 
 #include <stdio.h>
 
 #include "worker/job/job_config.h"
 #include "worker/job/result_logprobs.h"
-
-void result_scratch_close(struct result_scratch *s)
-{
-    text_close(&s->raw);
-    text_close(&s->text);
-    text_close(&s->json);
-    text_close(&s->logprobs);
-    text_close(&s->repaired);
-    mem_free(s->offsets);
-    *s = (struct result_scratch){0};
-}
 
 /* Appends bytes as valid UTF-8 without NULs; *changed says whether anything was replaced. */
 static void add_clean(struct text *out, struct str raw, bool *changed)
@@ -443,10 +432,11 @@ static bool render(struct job *job, const struct result_context *ctx, struct res
 bool result_render(struct job *job, const struct result_context *ctx, struct result_scratch *s)
 {
     s->bytes_max = ctx->row_bytes_max ? ctx->row_bytes_max : RESULT_BYTES_MAX;
-    if (render(job, ctx, s))
-        return true;
-    job_drop_result(job); /* the next try needs the room */
-    return false;
+    bool made = render(job, ctx, s);
+    if (!made)
+        job_drop_result(job); /* the next try needs the room */
+    result_scratch_trim(s);
+    return made;
 }
 
 bool result_refuse(struct job *job, const struct result_context *ctx, enum result_status status,

@@ -19,6 +19,8 @@
  * message, SQLite 10^9 bytes in a row, the spool 1 GiB in a record). On its way to a commit a row
  * is in memory several times, here and in the server. */
 enum { RESULT_BYTES_MAX = 256 << 20 };
+/* Bytes of a scratch's text that may outlive the row they were taken for. */
+enum { RESULT_SCRATCH_MAX = 16 << 20 };
 
 struct result_context {
     const struct loaded_model *model;
@@ -37,10 +39,14 @@ struct result_scratch {
     size_t bytes_max; /* of the row at hand */
 };
 void result_scratch_close(struct result_scratch *s);
+/* Gives texts above RESULT_SCRATCH_MAX back: threads that each kept hundreds of MiB for a next
+ * large row would starve one another. */
+void result_scratch_trim(struct result_scratch *s);
 
 /* job->result from finished choices; status ok, or failed when one of them failed, or when its
  * texts pass the limit ("too_large"; they are not made to their end then). Memory is the job's.
- * False when memory is refused, for whatever part of it (try again): job->result is NULL. */
+ * False when memory is refused, for whatever part of it (try again): job->result is NULL. Either
+ * way *s is trimmed. */
 bool result_render(struct job *job, const struct result_context *ctx, struct result_scratch *s);
 /* job->result of a job that never ran: invalid (job->err says why), expired or cancelled. False as
  * above. */
