@@ -392,7 +392,7 @@ def test_configuration_faults_wait_for_the_operator(server, database, tranche, b
 
 
 @pytest.mark.parametrize("unit, cases", [("sink_postgres_test", 11), ("postgres_attempts_test", 7),
-                                         ("postgres_hosts_test", 4)])
+                                         ("postgres_hosts_test", 5)])
 def test_the_contract_on_a_real_server(binary, unit, cases):
     """Units whose cases need a server: bytes that are no text, parking, attempts, .."""
     program = pathlib.Path(binary).parent / unit

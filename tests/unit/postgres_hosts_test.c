@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <unistd.h>
 
@@ -139,6 +140,31 @@ static void all_hosts_are_silent(void **state)
         close(fds[i]);
 }
 
+/* A stop's time is over: not even a name is looked up, which nothing could cut short. */
+static void no_connect_begins_behind_its_end(void **state)
+{
+    (void)state;
+    char url[128];
+    int port, fd = silent_listener(&port);
+    struct postgres p;
+    struct postgres_failure f;
+    struct err err = {0};
+    snprintf(url, sizeof url, "postgres://127.0.0.1:%d/llm", port);
+    struct postgres_opts o = {.url = url, .clock = clock_system()};
+    if (postgres_open(&p, &o, &err) < 0)
+        fail_msg("%s", err.msg);
+    atomic_llong until_ns = clock_mono_ns(o.clock) - 1;
+    p.until_ns = &until_ns;
+    assert_int_equal(fcntl(fd, F_SETFL, O_NONBLOCK), 0);
+    assert_int_equal(postgres_connect(&p, &f), E_RETRY);
+    assert_int_equal(accept(fd, NULL, NULL), -1);
+    assert_string_equal(f.text, "no connect is begun: the time to stop has passed");
+    assert_int_equal(f.action, SQL_WAIT);
+    assert_false(f.late);
+    postgres_close(&p);
+    close(fd);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -146,6 +172,7 @@ int main(void)
         cmocka_unit_test(what_belongs_to_a_host_moves_with_it),
         cmocka_unit_test(a_silent_host_is_passed_over),
         cmocka_unit_test(all_hosts_are_silent),
+        cmocka_unit_test(no_connect_begins_behind_its_end),
     };
     return cmocka_run_group_tests(tests, group_up, group_down);
 }

@@ -274,6 +274,8 @@ int postgres_connect(struct postgres *p, struct postgres_failure *f)
 {
     if (p->conn)
         return E_OK;
+    if (time_left(p, INT64_MAX) <= 0) /* nothing could cut the lookup of a name short */
+        return fail_link(f, "no connect is begun: the time to stop has passed");
     for (int others = postgres_hosts(p) - 1;; others--) {
         int rc = connect_once(p, f);
         if (rc >= 0 || !f->late)

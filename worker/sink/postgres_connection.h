@@ -48,9 +48,10 @@ int postgres_open(struct postgres *p, const struct postgres_opts *opts,
 void postgres_close(struct postgres *p);
 
 /* The calls below return E_OK, or E_RETRY with *f filled in. */
-/* If it is not. Of several hosts libpq asks one behind the other, and stays at one that says
- * nothing; so a try that had no answer in 5 s is followed by one that begins a host further on,
- * until each host has been the first. The next connect begins where this one ended. */
+/* If it is not; none is begun where until_ns has passed. Of several hosts libpq asks one behind the
+ * other, and stays at one that says nothing; so a try that had no answer in 5 s is followed by one
+ * that begins a host further on, until each host has been the first. The next connect begins where
+ * this one ended. */
 int postgres_connect(struct postgres *p, struct postgres_failure *f) TR_MUSTCHECK;
 void postgres_disconnect(struct postgres *p);
 /* Runs text without parameters: any number of statements. */
