@@ -35,6 +35,7 @@ static const struct scheme {
 static int find(const struct scheme **out, struct source_url *url, const struct source_opts *opts,
                 struct err *err)
 {
+    *out = NULL;
     int rc = source_url_parse(url, str_of(opts->url ? opts->url : ""), err);
     for (size_t i = 0; rc >= 0 && i < TR_COUNT(schemes); i++)
         if (str_eq(url->scheme, str_of(schemes[i].name))) {

@@ -78,7 +78,7 @@ void redis_args_id(struct redis_args *a, struct redis_id id)
 int redis_append(struct redis_connection *c, const struct redis_args *a, struct err *err)
 {
     char *bytes = NULL;
-    int n = redisFormatCommandArgv(&bytes, a->n, (const char **)(uintptr_t)a->ptr, a->len);
+    long long n = redisFormatCommandArgv(&bytes, a->n, (const char **)(uintptr_t)a->ptr, a->len);
     if (n < 0)
         return err_set(err, E_RETRY, "redis: no memory for a command");
     size_t want = c->out_len + (size_t)n;

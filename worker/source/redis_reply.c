@@ -7,9 +7,15 @@
  */
 static redisReplyObjectFunctions bounded, whole;
 
-static void *create_array(const redisReadTask *task, int elements)
+#if HIREDIS_MAJOR < 1 /* Debian 12's counts are int; Ubuntu 24.04's and Debian 13's are not */
+typedef int element_count;
+#else
+typedef size_t element_count;
+#endif
+
+static void *create_array(const redisReadTask *task, element_count elements)
 {
-    return elements <= REDIS_ELEMENTS_MAX ? whole.createArray(task, elements) : NULL;
+    return (size_t)elements <= REDIS_ELEMENTS_MAX ? whole.createArray(task, elements) : NULL;
 }
 
 redisReader *redis_reader_open(void)
