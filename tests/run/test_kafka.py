@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from kafka_broker import Broker
 from keda_reference import Gauge
+from rows_db import change, set_position
 
 # With a newer client library (drive.py's second round) the broker assigns, and it is the broker that
 # says how long a silent member stays: kafka_broker.py tells it the same times.
@@ -277,12 +278,9 @@ def test_start_is_the_databases_not_the_groups(queue):
     """The database is set back: what its tail lacks is done again, though the group acknowledged it."""
     queue.submit(jobs(300))
     queue.finish()
-    db = sqlite3.connect(queue.db)
-    db.execute("DELETE FROM results WHERE custom_id IN (SELECT custom_id FROM results "
-               "WHERE json_extract(source, '$.offset') >= 50)")
-    db.execute("UPDATE partition_progress SET position = 50")
-    db.commit()
-    db.close()
+    change(queue.db, "DELETE FROM results WHERE custom_id IN (SELECT custom_id FROM results "
+                     "WHERE json_extract(source, '$.offset') >= 50)")
+    set_position(queue.db, 50)
     queue.finish("--idle-exit", "3s")
     assert "progress_behind_group" in queue.logs()
     assert_all(queue, 300)
@@ -293,10 +291,7 @@ def test_a_partition_that_cannot_be_read_does_not_keep_an_idle_worker(queue):
     a seek to where it can be read mends it."""
     queue.submit(jobs(60))
     queue.finish()
-    db = sqlite3.connect(queue.db)
-    db.execute("UPDATE partition_progress SET position = position + 1000 WHERE partition = 0")
-    db.commit()
-    db.close()
+    set_position(queue.db, "position + 1000", "partition = 0")
     for partition in range(3):
         queue.broker.produce(queue.topic, jobs(5, 60 + partition * 5), "-p", str(partition))
     worker = queue.work("--idle-exit", "500ms")
@@ -314,10 +309,7 @@ def test_a_partition_that_cannot_be_read_does_not_hide_the_others(queue):
     for partition in range(3):
         queue.broker.produce(queue.topic, jobs(4 + partition, partition * 10), "-p", str(partition))
     queue.finish()
-    db = sqlite3.connect(queue.db)
-    db.execute("UPDATE partition_progress SET position = position + 1000 WHERE partition = 0")
-    db.commit()
-    db.close()
+    set_position(queue.db, "position + 1000", "partition = 0")
     for partition in range(3):
         queue.broker.produce(queue.topic, jobs(5, 100 + partition * 10), "-p", str(partition))
     worker = queue.work("--http", "127.0.0.1:0", "--sim-step", "60s")

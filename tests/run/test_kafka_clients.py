@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from kafka_broker import Broker, free_ports
 from redis_server import certificates, expire
+from rows_db import set_position
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAST = "session.timeout.ms = 1500\nheartbeat.interval.ms = 300\n"
@@ -330,10 +331,7 @@ def test_transactions_of_another_producer(call, broker, tmp_path):
     assert again.returncode == 0, again.stderr.decode()[-3000:]
     assert b"event=partition_start partition=0 position=152" in again.stderr
     assert b"progress_behind_group" not in again.stderr
-    db = sqlite3.connect(tmp_path / "rows.db")
-    db.execute("UPDATE partition_progress SET position = 151")
-    db.commit()
-    db.close()
+    set_position(tmp_path / "rows.db", 151)
     back = work(call, url, "", tmp_path, "--idle-exit", "3s")
     assert back.returncode == 0, back.stderr.decode()[-3000:]
     assert b"event=progress_behind_group partition=0 progress=151 committed=153" in back.stderr

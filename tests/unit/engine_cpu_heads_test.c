@@ -1,6 +1,5 @@
 /* engine_cpu: a config.json whose heads the CPU's attention has no room for is refused at open,
  * and one just within it runs. */
-#include <ftw.h>
 #include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,10 +10,8 @@
 #include <cmocka.h>
 
 #include "engine/engine.h"
-#include "engine/log.h"
 #include "engine/model.h"
-
-static char root[] = "/tmp/tranche_heads_XXXXXX";
+#include "tests/unit/models_root.h"
 
 static void make_model(const char *path, int heads, int head_dim)
 {
@@ -97,28 +94,12 @@ static void a_kv_head_has_a_greatest_number_of_heads(void **state)
           "the CPU, file has 65 for 1");
 }
 
-static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
-{
-    (void)st, (void)kind, (void)ftw;
-    return remove(path);
-}
-static int group_setup(void **state)
-{
-    (void)state;
-    log_setup(LOG_ERROR, LOG_LOGFMT, 2);
-    return mkdtemp(root) ? 0 : -1;
-}
-static int group_teardown(void **state)
-{
-    (void)state;
-    return nftw(root, remove_one, 8, FTW_DEPTH | FTW_PHYS);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(heads_have_a_greatest_size),
         cmocka_unit_test(a_kv_head_has_a_greatest_number_of_heads),
     };
-    return cmocka_run_group_tests_name("engine_cpu_heads", tests, group_setup, group_teardown);
+    return cmocka_run_group_tests_name("engine_cpu_heads", tests, models_root_make,
+                                       models_root_remove);
 }

@@ -6,7 +6,6 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include <ftw.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +15,7 @@
 #include "engine/log.h"
 #include "engine/model.h"
 #include "engine/weights.h"
+#include "tests/unit/models_root.h"
 
 static const char config_text[] =
     "{\"model_type\":\"llama\",\"hidden_size\":4,\"intermediate_size\":6,"
@@ -49,7 +49,6 @@ static const struct tensor plain[] = {
 };
 enum { N_PLAIN = TR_COUNT(plain), TENSORS_CAP = N_PLAIN + 4 };
 
-static char root[] = "/tmp/tranche_model_XXXXXX";
 static char dir[2 * PATH_MAX]; /* of the running test */
 static struct err last;
 
@@ -297,17 +296,8 @@ static void folders_without_weights_say_why(void **state)
     refused(dir, "generation_config.json: temperature: want a number from 0 to 100, file has -1");
 }
 
-static int remove_entry(const char *path, const struct stat *st, int kind, struct FTW *ftw)
-{
-    (void)st, (void)kind, (void)ftw;
-    return remove(path);
-}
-
 int main(void)
 {
-    log_setup(LOG_ERROR, LOG_LOGFMT, 2);
-    if (!mkdtemp(root))
-        return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_plain_folder_opens),
         cmocka_unit_test(tensors_must_fit_the_config),
@@ -317,7 +307,5 @@ int main(void)
         cmocka_unit_test(a_hub_cache_opens),
         cmocka_unit_test(folders_without_weights_say_why),
     };
-    int rc = cmocka_run_group_tests(tests, NULL, NULL);
-    nftw(root, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-    return rc;
+    return cmocka_run_group_tests(tests, models_root_make, models_root_remove);
 }

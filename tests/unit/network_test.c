@@ -8,7 +8,6 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include <ftw.h>
 #include <limits.h>
 #include <math.h>
 #include <openssl/evp.h>
@@ -19,11 +18,11 @@
 #include "engine/json.h"
 #include "engine/log.h"
 #include "engine/model.h"
+#include "tests/unit/models_root.h"
 
 #define GOLDEN "tests/golden/logits/"
 enum { POSITIONS = 1280, PAGES = POSITIONS / KV_PAGE_TOKENS, SLOTS = 3, SLOT = 1 };
 
-static char root[] = "/tmp/tranche_network_XXXXXX";
 static const char *const presets[] = {
     "qwen2-untied-fp32",       "qwen2-odd-bf16",
     "qwen2-window-fp32",       "qwen2-window-off-bf16",
@@ -406,22 +405,10 @@ static int make_models(void **state)
 {
     (void)state;
     char command[PATH_MAX];
-    if (!mkdtemp(root))
+    if (models_root_make(state) < 0)
         return -1;
     snprintf(command, sizeof command, "/usr/bin/python3 tools/random_model.py %s --all >&2", root);
     return system(command);
-}
-
-static int remove_entry(const char *path, const struct stat *st, int kind, struct FTW *ftw)
-{
-    (void)st, (void)kind, (void)ftw;
-    return remove(path);
-}
-
-static int remove_models(void **state)
-{
-    (void)state;
-    return nftw(root, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 int main(void)
@@ -435,5 +422,5 @@ int main(void)
         cmocka_unit_test(memory_is_reported),
         cmocka_unit_test(a_cut_file_is_an_error), /* last: it breaks its model */
     };
-    return cmocka_run_group_tests(tests, make_models, remove_models);
+    return cmocka_run_group_tests(tests, make_models, models_root_remove);
 }

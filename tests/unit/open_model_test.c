@@ -5,13 +5,13 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include <ftw.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "tests/unit/models_root.h"
 #include "worker/open_model.h"
 
 static const char tiny_model[] = "examples/tiny-model";
@@ -138,12 +138,6 @@ static void nothing_stays_open_on_error(void **state)
     assert_null(m.tokenizer);
 }
 
-static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
-{
-    (void)st, (void)kind, (void)ftw;
-    return remove(path);
-}
-
 static const char *const tiny_files[] = {"chat_template.jinja",    "config.json",
                                          "generation_config.json", "model.safetensors",
                                          "tokenizer.json",         "tokenizer_config.json"};
@@ -167,8 +161,8 @@ static void folder_with_fifo(const char *dir, const char *fifo)
 static void a_fifo_is_refused_not_waited_for(void **state)
 {
     (void)state;
-    char root[] = "/tmp/tranche_fifo_XXXXXX", dir[PATH_MAX], want[64];
-    assert_non_null(mkdtemp(root));
+    char dir[PATH_MAX], want[64];
+    assert_int_equal(models_root_make(state), 0);
     for (size_t i = 0; i < TR_COUNT(tiny_files); i++) {
         snprintf(dir, sizeof dir, "%s/%s.d", root, tiny_files[i]);
         folder_with_fifo(dir, tiny_files[i]);
@@ -182,7 +176,7 @@ static void a_fifo_is_refused_not_waited_for(void **state)
         if (rc != E_FATAL || !strstr(err.msg, want))
             fail_msg("%s: code %d, \"%s\"", tiny_files[i], rc, err.msg);
     }
-    nftw(root, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    assert_int_equal(models_root_remove(state), 0);
 }
 
 /* --chat-template <(...) */

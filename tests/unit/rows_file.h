@@ -31,6 +31,20 @@ static void rows_file_remove(void)
     }
 }
 
+/* As fixtures. */
+static inline int rows_file_set_up(void **state)
+{
+    (void)state;
+    rows_file_open();
+    return 0;
+}
+static inline int rows_file_tear_down(void **state)
+{
+    (void)state;
+    rows_file_remove();
+    return 0;
+}
+
 /* The first column of the first row; -1 where there is none, as of a statement that changes. */
 static int64_t ask(const char *sql)
 {

@@ -2,7 +2,6 @@
  * same bits alone and in any batch, order, chunk, thread count, vector unit, with and without
  * prefix sharing, after eviction, and parked and resumed at any token. Small random models of four
  * families; lengths cross 128, 512 and 1,024 keys; prefixes end inside pages and splits. */
-#include <ftw.h>
 #include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,11 +12,10 @@
 #include <cmocka.h>
 
 #include "engine/engine.h"
-#include "engine/log.h"
 #include "engine/model.h"
+#include "tests/unit/models_root.h"
 
 enum { N = 33, LEN = 1280, OUT = 200, TOP = 4 };
-static char root[] = "/tmp/tranche_sameness_XXXXXX";
 static struct model *model;
 static struct tokenizer *tokenizer;
 
@@ -302,23 +300,6 @@ static void mistral_with_window(void **state)
     family_is_row_independent("mistral-window-fp32");
 }
 
-static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
-{
-    (void)st, (void)kind, (void)ftw;
-    return remove(path);
-}
-static int group_setup(void **state)
-{
-    (void)state;
-    log_setup(LOG_ERROR, LOG_LOGFMT, 2);
-    return mkdtemp(root) ? 0 : -1;
-}
-static int group_teardown(void **state)
-{
-    (void)state;
-    return nftw(root, remove_one, 8, FTW_DEPTH | FTW_PHYS);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -327,5 +308,5 @@ int main(void)
         cmocka_unit_test(llama_fp16),
         cmocka_unit_test(mistral_with_window),
     };
-    return cmocka_run_group_tests_name("sameness", tests, group_setup, group_teardown);
+    return cmocka_run_group_tests_name("sameness", tests, models_root_make, models_root_remove);
 }

@@ -9,42 +9,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "tests/unit/rows_file.h"
 #include "worker/sink/sink_sqlite.h"
-
-static char path[64], side[2][80];
-
-static int set_up(void **state)
-{
-    (void)state;
-    strcpy(path, "/tmp/tranche-sink-XXXXXX");
-    int fd = mkstemp(path);
-    close(fd);
-    snprintf(side[0], sizeof side[0], "%s-wal", path);
-    snprintf(side[1], sizeof side[1], "%s-shm", path);
-    return fd < 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    unlink(side[0]);
-    unlink(side[1]);
-    return unlink(path);
-}
-
-static int64_t ask(const char *sql)
-{
-    sqlite3 *db;
-    sqlite3_stmt *st;
-    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
-    if (sqlite3_prepare_v2(db, sql, -1, &st, NULL) != SQLITE_OK)
-        fail_msg("%s: %s", sql, sqlite3_errmsg(db));
-    assert_int_equal(sqlite3_step(st), SQLITE_ROW);
-    int64_t n = sqlite3_column_int64(st, 0);
-    sqlite3_finalize(st);
-    sqlite3_close(db);
-    return n;
-}
 
 /* One value over SQLite's limit, and a row whose values are over it together: these rows fail, not
  * the others, and not the run. */
@@ -53,7 +19,7 @@ static void rows_too_large_for_the_file(void **state)
     (void)state;
     enum { LARGE = 2000000, PART = 400000, ROWS = 5 };
     struct sink *s = NULL;
-    struct sqlite_opts opts = {.path = path};
+    struct sqlite_opts opts = {.path = rows_path};
     struct err err = {0};
     struct commit_counts counts;
     char *large = malloc(LARGE);
@@ -98,7 +64,8 @@ static void rows_too_large_for_the_file(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(rows_too_large_for_the_file, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(rows_too_large_for_the_file, rows_file_set_up,
+                                        rows_file_tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

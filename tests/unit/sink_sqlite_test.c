@@ -11,62 +11,26 @@
 #include <unistd.h>
 
 #include "generated/schema_sqlite.h"
+#include "tests/unit/rows_file.h"
 #include "tests/unit/sink_deaths.h"
 #include "tests/unit/sink_revision.h"
 #include "worker/job/text.h"
 #include "worker/sink/sink.h"
 
-static char path[64];
-
-static int set_up(void **state)
-{
-    (void)state;
-    strcpy(path, "/tmp/tranche-sink-XXXXXX");
-    int fd = mkstemp(path);
-    close(fd);
-    return fd < 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    char side[80];
-    unlink(path);
-    snprintf(side, sizeof side, "%s-wal", path);
-    unlink(side);
-    snprintf(side, sizeof side, "%s-shm", path);
-    unlink(side);
-    return 0;
-}
-
 static struct sink *open_sink(void)
 {
     struct sink *s = NULL;
     struct err err = {0};
-    struct sqlite_opts opts = {.path = path, .busy_ns = 50000000};
+    struct sqlite_opts opts = {.path = rows_path, .busy_ns = 50000000};
     if (sink_sqlite_open(&s, &opts, &err) < 0)
         fail_msg("%s", err.msg);
     return s;
 }
 
-static int64_t ask(const char *sql)
-{
-    sqlite3 *db;
-    sqlite3_stmt *st;
-    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
-    if (sqlite3_prepare_v2(db, sql, -1, &st, NULL) != SQLITE_OK)
-        fail_msg("%s: %s", sql, sqlite3_errmsg(db));
-    assert_int_equal(sqlite3_step(st), SQLITE_ROW);
-    int64_t n = sqlite3_column_int64(st, 0);
-    sqlite3_finalize(st);
-    sqlite3_close(db);
-    return n;
-}
-
 static void run_sql(const char *sql)
 {
     sqlite3 *db;
-    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_open(rows_path, &db), SQLITE_OK);
     if (sqlite3_exec(db, sql, NULL, NULL, NULL) != SQLITE_OK)
         fail_msg("%s: %s", sql, sqlite3_errmsg(db));
     sqlite3_close(db);
@@ -407,7 +371,7 @@ static void a_locked_database_is_a_retry(void **state)
     struct err err = {0};
     uint8_t sha[32] = {0};
     struct lookup l = {.key = {STR("main"), STR("b"), STR("a")}, .sha256 = sha};
-    assert_int_equal(sqlite3_open(path, &other), SQLITE_OK);
+    assert_int_equal(sqlite3_open(rows_path, &other), SQLITE_OK);
     assert_int_equal(sqlite3_exec(other, "BEGIN IMMEDIATE", NULL, NULL, NULL), SQLITE_OK);
     assert_int_equal(s->ops->lookup(s, &l, 1, &err), E_RETRY);
     sqlite3_close(other);
@@ -420,7 +384,7 @@ static void expect_refused(const char *want)
 {
     struct sink *s = NULL;
     struct err err = {0};
-    struct sqlite_opts opts = {.path = path};
+    struct sqlite_opts opts = {.path = rows_path};
     assert_int_equal(sink_sqlite_open(&s, &opts, &err), E_FATAL);
     if (!strstr(err.msg, want))
         fail_msg("want \"%s\" in: %s", want, err.msg);
@@ -456,7 +420,7 @@ static void times_are_written_right(void **state)
 
 int main(void)
 {
-#define WITH_FILE(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+#define WITH_FILE(test) cmocka_unit_test_setup_teardown(test, rows_file_set_up, rows_file_tear_down)
     const struct CMUnitTest tests[] = {
         WITH_FILE(first_row_of_a_key_stays),
         WITH_FILE(lookup_tells_four_states),
