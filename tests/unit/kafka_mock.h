@@ -17,6 +17,7 @@
 
 #include "engine/log.h"
 #include "worker/job/job.h"
+#include "worker/source/producer.h"
 #include "worker/source/source_kafka.h"
 
 /* Requests by their keys in the protocol. */
@@ -180,6 +181,16 @@ static inline void turn_for(double seconds, int64_t rows)
         if (!rows)
             clock_sleep_ns(clock_system(), SECOND / 50);
     }
+}
+
+/* `tranche seek` of every partition to one offset. */
+static inline int seek_to(int64_t offset, struct err *err)
+{
+    struct seek_to to = {.kind = SEEK_TO_OFFSET, .value = offset};
+    struct seek_move moves[SOURCE_PARTITIONS_MAX];
+    char label[JOB_ORIGIN_MAX];
+    int n = 0, rc = queue_seek(&m.opts, &to, false, moves, &n, label, err);
+    return rc < 0 ? rc : queue_seek(&m.opts, &to, true, moves, &n, label, err);
 }
 
 #define MOCKED(test) cmocka_unit_test_setup_teardown(test, setup, teardown)

@@ -155,15 +155,6 @@ static int64_t backlog(void)
     return left.lag;
 }
 
-static int seek_to(int64_t offset)
-{
-    struct seek_to to = {.kind = SEEK_TO_OFFSET, .value = offset};
-    struct seek_move moves[SOURCE_PARTITIONS_MAX];
-    char label[JOB_ORIGIN_MAX];
-    int n = 0, rc = queue_seek(&m.opts, &to, false, moves, &n, label, &m.err);
-    return rc < 0 ? rc : queue_seek(&m.opts, &to, true, moves, &n, label, &m.err);
-}
-
 static void a_seek_beside_workers_is_refused(void **state)
 {
     static const rd_kafka_resp_err_t codes[] = {RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID,
@@ -171,19 +162,19 @@ static void a_seek_beside_workers_is_refused(void **state)
                                                 RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS};
     (void)state;
     produce(MESSAGES);
-    assert_int_equal(seek_to(5), E_OK);
+    assert_int_equal(seek_to(5, &m.err), E_OK);
     for (size_t i = 0; i < TR_COUNT(codes); i++) {
         m.err = (struct err){0};
         push(OFFSET_COMMIT, 1, codes[i]);
-        assert_int_equal(seek_to(9), E_FATAL);
+        assert_int_equal(seek_to(9, &m.err), E_FATAL);
         assert_non_null(strstr(m.err.msg, "running workers"));
         assert_int_equal(backlog(), MESSAGES - 5);
     }
     push(OFFSET_FETCH, 1, RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED);
-    assert_int_equal(seek_to(9), E_FATAL);
+    assert_int_equal(seek_to(9, &m.err), E_FATAL);
     push(OFFSET_FETCH, 1, RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED);
     assert_int_equal(backlog(), -1);
-    assert_int_equal(seek_to(9), E_OK);
+    assert_int_equal(seek_to(9, &m.err), E_OK);
     assert_int_equal(backlog(), MESSAGES - 9);
 }
 

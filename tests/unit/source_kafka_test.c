@@ -266,25 +266,6 @@ static void every_named_error_has_its_class(void **state)
         assert_int_equal(kafka_error_class(cases[i].code), cases[i].class);
 }
 
-static void a_sign_of_life_has_its_time(void **state)
-{
-    static const struct {
-        const char *metadata;
-        int64_t seconds;
-    } cases[] = {{"tranche --partition 1795789459", 1795789459},
-                 {"tranche --partition ", 0},
-                 {"tranche --partition x", 0},
-                 {"tranche --partition -5", 0},
-                 {"another tool's own note", 0},
-                 {"tranche --partition 1795789459 and more than a sign has", 0},
-                 {"", 0}};
-    (void)state;
-    assert_int_equal(kafka_sign_seconds(NULL, 0), 0);
-    for (size_t i = 0; i < TR_COUNT(cases); i++)
-        assert_int_equal(kafka_sign_seconds(cases[i].metadata, strlen(cases[i].metadata)),
-                         cases[i].seconds);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {MOCKED(claims_and_commits_what_is_done),
@@ -301,7 +282,6 @@ int main(void)
                                        MOCKED(a_broker_that_goes_and_comes_loses_nothing),
                                        MOCKED(no_room_pauses_and_loses_nothing),
                                        MOCKED(what_is_held_back_goes_with_its_partition),
-                                       cmocka_unit_test(a_sign_of_life_has_its_time),
                                        cmocka_unit_test(every_named_error_has_its_class)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

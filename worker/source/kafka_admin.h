@@ -16,6 +16,11 @@ struct kafka_admin {
 int kafka_admin_open(struct kafka_admin *a, const struct source_url *url,
                      const struct source_opts *opts, struct err *err) TR_MUSTCHECK;
 void kafka_admin_close(struct kafka_admin *a);
+/* Of the partitions of `moves`: E_FATAL: a worker with --partition reads one. Returns at once where
+ * none has left its sign; else looks on until one changes, or for KAFKA_SIGN_LOST_SECONDS of
+ * `clock`. E_RETRY: the broker gave no answer. */
+int kafka_admin_alone(const struct kafka_admin *a, const struct seek_move *moves, int n,
+                      const struct clock *clock, struct err *err) TR_MUSTCHECK;
 
 int kafka_queue_seek(const struct source_url *url, const struct source_opts *opts,
                      const struct seek_to *to, bool apply, struct seek_move *moves, int *n,

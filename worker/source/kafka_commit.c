@@ -1,7 +1,7 @@
 /* kafka_commit: what the group has acknowledged. See source_kafka.h. The offset that is committed
  * is the next one to read: past transaction markers too, so that an emptied topic has no lag. */
 #include <stdio.h>
-#include <stdlib.h>
+#include <string.h>
 
 #include "engine/log.h"
 #include "worker/failpoint.h"
@@ -32,23 +32,17 @@ void kafka_on_commit(rd_kafka_t *rk, rd_kafka_resp_err_t code,
 static const int64_t SECOND_NS = 1000000000;
 static const char sign[] = "tranche --partition ";
 
-int64_t kafka_sign_seconds(const void *metadata, size_t size)
+bool kafka_sign(const void *metadata, size_t size)
 {
-    char text[sizeof sign + 24] = "";
-    if (!metadata || size < sizeof sign || size >= sizeof text)
-        return 0;
-    memcpy(text, metadata, size);
-    return memcmp(text, sign, sizeof sign - 1) == 0
-               ? TR_MAX((int64_t)strtoll(text + sizeof sign - 1, NULL, 10), (int64_t)0)
-               : 0;
+    return metadata && size >= sizeof sign && memcmp(metadata, sign, sizeof sign - 1) == 0;
 }
 
 /* The library frees it with the list. */
-static void add_sign(const struct source_kafka *k, rd_kafka_topic_partition_t *t)
+static void add_sign(struct source_kafka *k, rd_kafka_topic_partition_t *t)
 {
-    char text[sizeof sign + 24];
-    int n = snprintf(text, sizeof text, "%s%lld", sign,
-                     (long long)(clock_wall_ns(k->clock) / 1000000000));
+    char text[sizeof sign + 32];
+    int n =
+        snprintf(text, sizeof text, "%s%016llx %u", sign, (unsigned long long)k->name, ++k->signs);
     t->metadata = rd_kafka_mem_malloc(k->rk, (size_t)n);
     t->metadata_size = t->metadata ? (size_t)n : 0;
     if (t->metadata)

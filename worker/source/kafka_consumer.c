@@ -1,6 +1,7 @@
 /* kafka_consumer: the source's handle from open to close. See source_kafka.h. */
 #include <pthread.h>
 #include <stdio.h>
+#include <sys/random.h>
 #include <time.h>
 
 #include "engine/log.h"
@@ -144,6 +145,8 @@ static int take_one(struct source_kafka *k, struct err *err)
     k->assigning = kafka_list_of(k, p, RD_KAFKA_OFFSET_INVALID);
     k->partitions[p] = (struct kafka_partition){.owned = true, .start = -1, .sent = -1, .end = -1};
     k->news.assigned[k->news.n_assigned++] = p;
+    if (getrandom(&k->name, sizeof k->name, 0) != (ssize_t)sizeof k->name)
+        return err_errno(err, E_FATAL, "%s: no random number", k->source.label);
     k->joined = k->alone = true; /* no group has a say in it */
     return E_OK;
 }

@@ -46,10 +46,8 @@ static int read_ends(const struct kafka_admin *a, int32_t one, struct seek_move 
     *n = list->cnt;
     for (int i = 0; rc >= 0 && i < list->cnt; i++) {
         struct seek_move *m = &moves[i];
-        *m = (struct seek_move){
-            .partition = list->elems[i].partition,
-            .committed = TR_MAX(list->elems[i].offset, (int64_t)-1),
-            .alone_s = kafka_sign_seconds(list->elems[i].metadata, list->elems[i].metadata_size)};
+        *m = (struct seek_move){.partition = list->elems[i].partition,
+                                .committed = TR_MAX(list->elems[i].offset, (int64_t)-1)};
         code = rd_kafka_query_watermark_offsets(a->rk, a->topic, m->partition, &m->low, &m->high,
                                                 ANSWER_MS);
         if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
@@ -94,24 +92,6 @@ static int choose(const struct kafka_admin *a, const struct seek_to *to, struct 
     return rc;
 }
 
-/* The broker knows nothing of a worker with --partition: its next commit would undo the move. */
-static int check_alone(const struct kafka_admin *a, const struct seek_move *moves, int n,
-                       struct err *err)
-{
-    int64_t now = clock_wall_ns(clock_system()) / 1000000000;
-    for (int i = 0; i < n; i++) {
-        int64_t age = now - moves[i].alone_s;
-        if (moves[i].alone_s && age < KAFKA_SIGN_VALID_SECONDS)
-            return err_set(
-                err, E_FATAL,
-                "topic \"%s\": a worker with --partition %d was at work %lld s ago: stop "
-                "it first; one that was killed is forgotten after %d s, in %lld s",
-                a->topic, moves[i].partition, (long long)age, KAFKA_SIGN_VALID_SECONDS,
-                (long long)(KAFKA_SIGN_VALID_SECONDS - age));
-    }
-    return E_OK;
-}
-
 /* Refused by the broker where the group has members: they would go on from where they are. */
 static int commit(const struct kafka_admin *a, const struct seek_move *moves, int n,
                   struct err *err)
@@ -143,7 +123,7 @@ int kafka_queue_seek(const struct source_url *url, const struct source_opts *opt
     if (rc >= 0 && !apply)
         rc = choose(&a, to, moves, *n, err);
     if (rc >= 0 && apply)
-        rc = check_alone(&a, moves, *n, err);
+        rc = kafka_admin_alone(&a, moves, *n, clock_system(), err);
     if (rc >= 0 && apply)
         rc = commit(&a, moves, *n, err);
     kafka_admin_close(&a);

@@ -67,13 +67,12 @@ struct seek_move {
     int64_t low, high; /* ends of its log */
     int64_t committed; /* what the group has acknowledged; -1: nothing */
     int64_t to;
-    int64_t alone_s; /* wall clock, seconds: a worker with --partition was at work; 0: none */
 };
 /* Of opts besides these: group, partition (< 0: all). apply false: fills in moves, room for
  * SOURCE_PARTITIONS_MAX, and label, the name in partition_progress.source. apply true: the broker's
- * side of these moves; E_FATAL while the group has members, or a worker with
- * --partition was at work within the last minute. E_USAGE: out of the log, or a queue
- * without positions. */
+ * side of these moves; E_FATAL while the group has members, or a worker with --partition is at
+ * work: where one may be, this looks for up to 45 s. E_USAGE: out of the log, or a queue without
+ * positions. */
 int queue_seek(const struct source_opts *opts, const struct seek_to *to, bool apply,
                struct seek_move *moves, int *n, char label[JOB_ORIGIN_MAX],
                struct err *err) TR_MUSTCHECK;

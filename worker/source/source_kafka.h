@@ -60,6 +60,8 @@ struct source_kafka {
     int64_t until;     /* one partition alone: its end when we opened; -1: none */
     bool alone;        /* at work without the group's leave: commits say so */
     int64_t signed_ns; /* when one said so; 0: none, or it was taken back */
+    uint64_t name;     /* ours in these signs: a random number */
+    uint32_t signs;    /* so far */
     struct err failed; /* a callback's E_FATAL, for the next call that can tell it */
 };
 
@@ -98,10 +100,12 @@ void kafka_mind_resets(struct source_kafka *k);
 /* Everything that may be committed and is not yet; waits for the answer where sync. */
 int kafka_commit(struct source_kafka *k, bool sync, struct err *err);
 /* A worker with --partition is no member of its group, so the broker would let a `seek` pass: a
- * sign of life goes with its commits, anew every 15 s, and is taken back when it leaves. */
-enum { KAFKA_SIGN_SECONDS = 15, KAFKA_SIGN_VALID_SECONDS = 60 };
-/* The wall clock of the sign in a commit's metadata, seconds; 0: none. Pure. */
-int64_t kafka_sign_seconds(const void *metadata, size_t size);
+ * sign of life goes with its commits, another one every 15 s, and is taken back when it leaves. It
+ * names the worker and counts; there is no time in it, because whoever reads it has another clock:
+ * one that stays as it is for three times as long is of a worker that was killed. */
+enum { KAFKA_SIGN_SECONDS = 15, KAFKA_SIGN_LOST_SECONDS = 3 * KAFKA_SIGN_SECONDS };
+/* Whether a commit's metadata is such a sign. Pure. */
+bool kafka_sign(const void *metadata, size_t size);
 void kafka_on_commit(rd_kafka_t *rk, rd_kafka_resp_err_t code,
                      rd_kafka_topic_partition_list_t *list, void *opaque);
 /* A list of one. */
