@@ -31,20 +31,6 @@ static const char *option_of(const struct postgres *p, const char *name)
     return NULL;
 }
 
-/* Every host of the comma-separated list is this machine: a socket's folder or loopback. */
-static bool hosts_are_here(const char *hosts)
-{
-    for (const char *at = hosts; at && *at;) {
-        size_t n = strcspn(at, ",");
-        struct str host = {at, n};
-        if (n > 0 && *at != '/' && *at != '@' && !str_eq(host, STR("localhost")) &&
-            !str_eq(host, STR("::1")) && !(n > 4 && strncmp(at, "127.", 4) == 0))
-            return false;
-        at += n + (at[n] == ',');
-    }
-    return true;
-}
-
 static void parameter(struct postgres *p, const char *key, const char *value)
 {
     CHECK(p->n_parameters < POSTGRES_PARAMETERS_MAX - 2); /* password, end */
@@ -54,15 +40,15 @@ static void parameter(struct postgres *p, const char *key, const char *value)
 
 static int check_security(struct postgres *p, const struct postgres_opts *o, struct err *err)
 {
-    const char *mode = option_of(p, "sslmode"), *address = option_of(p, "hostaddr");
-    bool here = hosts_are_here(address ? address : option_of(p, "host"));
+    const char *mode = option_of(p, "sslmode");
+    bool here = postgres_is_here(option_of(p, "host"), option_of(p, "hostaddr"));
     if (option_of(p, "password") || option_of(p, "sslpassword"))
         return err_set(err, E_USAGE,
                        "%s: a password in a URL can be seen by others; put it into a "
                        "file and name that with --db-password-file",
                        p->label);
-    if (!mode && !here)
-        parameter(p, "sslmode", o->allow_insecure ? "prefer" : "verify-full");
+    if (!mode && !here && !o->allow_insecure)
+        parameter(p, "sslmode", "verify-full"); /* also where PGSSLMODE or a service says less */
     if (!mode || here || strcmp(mode, "verify-full") == 0)
         return E_OK;
     if (!o->allow_insecure)
@@ -72,6 +58,15 @@ static int check_security(struct postgres *p, const struct postgres_opts *o, str
                        p->label, mode);
     LOG(LOG_WARN, "insecure_link", LOG_S("database", p->label), LOG_S("sslmode", mode));
     return E_OK;
+}
+
+static void write_label(struct postgres *p)
+{
+    const char *user = option_of(p, "user"), *host = option_of(p, "host");
+    const char *port = option_of(p, "port"), *database = option_of(p, "dbname");
+    snprintf(p->label, sizeof p->label, "postgres://%s%s%s%s%s/%s", user ? user : "",
+             user ? "@" : "", host ? host : "", port ? ":" : "", port ? port : "",
+             database ? database : "");
 }
 
 int postgres_open(struct postgres *p, const struct postgres_opts *o, struct err *err)
@@ -90,11 +85,10 @@ int postgres_open(struct postgres *p, const struct postgres_opts *o, struct err 
         PQfreemem(why);
         return rc;
     }
-    const char *user = option_of(p, "user"), *host = option_of(p, "host");
-    const char *port = option_of(p, "port"), *database = option_of(p, "dbname");
-    snprintf(p->label, sizeof p->label, "postgres://%s%s%s%s%s/%s", user ? user : "",
-             user ? "@" : "", host ? host : "", port ? ":" : "", port ? port : "",
-             database ? database : "");
+    int rc = postgres_place(p, o->url, err);
+    if (rc < 0)
+        return rc;
+    write_label(p);
     parameter(p, "client_encoding", "UTF8");
     parameter(p, "fallback_application_name", "tranche");
     parameter(p, "target_session_attrs", "read-write");
@@ -102,7 +96,7 @@ int postgres_open(struct postgres *p, const struct postgres_opts *o, struct err 
     parameter(p, "keepalives_interval", "5");
     parameter(p, "keepalives_count", "3");
     parameter(p, "tcp_user_timeout", "15000");
-    int rc = check_security(p, o, err);
+    rc = check_security(p, o, err);
     for (const PQconninfoOption *at = p->parsed; rc == E_OK && at->keyword; at++)
         if (at->val && *at->val) /* later ones win over ours */
             parameter(p, at->keyword, at->val);

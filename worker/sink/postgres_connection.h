@@ -41,8 +41,9 @@ struct postgres_failure {
 };
 
 bool postgres_is_url(const char *text);
-/* Checks the URL; connects nothing. E_USAGE: not such a URL, a password in it, or a server
- * elsewhere whose certificate would not be verified. *p must be closed in either case. */
+/* Checks the URL; connects nothing. E_USAGE: not such a URL, a password in it, a service that is
+ * not in its file, or a server elsewhere whose certificate would not be verified. *p must be closed
+ * in either case. */
 int postgres_open(struct postgres *p, const struct postgres_opts *opts,
                   struct err *err) TR_MUSTCHECK;
 void postgres_close(struct postgres *p);
@@ -74,6 +75,14 @@ void postgres_rollback(struct postgres *p);
 void postgres_rotate(char *list);
 int postgres_hosts(const struct postgres *p); /* how many the URL names, 1 at least */
 void postgres_next_host(struct postgres *p);  /* the next connect begins with the next one */
+
+/* postgres_place.c. Writes the hosts that libpq finds for the URL, in the environment or a service
+ * file too, into p->parsed where the URL names none: what is judged is what is connected to, until
+ * close. Connects nothing. E_USAGE: libpq's text; E_FATAL. */
+int postgres_place(struct postgres *p, const char *url, struct err *err) TR_MUSTCHECK;
+/* Each of a connection's hosts is this machine: a socket's folder or loopback. Comma-separated, or
+ * NULL; an address goes before its host. */
+bool postgres_is_here(const char *hosts, const char *addresses);
 
 /* postgres_certificate.c: why the server's certificate is not to be trusted, in words of the TLS
  * library; NULL: it is, or the server cannot be asked. root: PEM file of the authorities, "system",
