@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 
 import redis_server
 
@@ -168,11 +169,11 @@ def test_status_refuses_by_name(desk, redis, tmp_path):
 
 # ---- worker as a Job: --partition, --idle-exit, --run ----
 
-def start(desk, *options):
+def start(desk, *options, log=subprocess.DEVNULL):
     return subprocess.Popen([desk.binary, "worker", "--engine", "sim", "--source", desk.queue,
                              "--db", getattr(desk, "pod", desk.db), "--flush-interval", "100ms",
                              "--progress", "off", *map(str, options)], cwd=desk.folder,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                            stdout=subprocess.DEVNULL, stderr=log)
 
 
 def lag(desk, *options):
@@ -546,6 +547,30 @@ def test_a_worker_with_a_long_job_is_not_forgotten(binary, tmp_path, broker):
     finally:
         worker.kill()
         worker.wait(60)
+
+
+def test_a_group_that_was_reset_is_left_there(binary, tmp_path, broker):
+    """By another tool, beside a worker with --partition: its next commit undid that."""
+    desk = on_kafka(SqliteDesk(binary, tmp_path, "reset"), broker, partitions=1)
+    desk.submit(jobs(200), "b")
+    with open(tmp_path / "log", "wb") as log:
+        worker = start(desk, "--partition", "0", "--sim-step", "50ms", "--slots", "1", "--grace",
+                       "0s", log=log)
+    try:
+        wait(lambda: lag(desk) < 200)
+        group = Consumer({"bootstrap.servers": broker.address, "group.id": "tranche"})
+        group.commit(offsets=[TopicPartition("reset", 0, 0)], asynchronous=False)
+        group.close()
+        wait(lambda: "event=offset_moved" in (tmp_path / "log").read_text())
+        more = rows(desk) + 4
+        wait(lambda: rows(desk) >= more)
+        assert lag(desk) == 200
+    finally:
+        worker.terminate()
+        worker.wait(60)
+    assert lag(desk) == 200 and "commit_refused" not in (tmp_path / "log").read_text()
+    desk.work("--partition", "0")
+    assert rows(desk) == 200 and lag(desk) == 0, "the next one starts where the database says"
 
 
 # ---- audit ----

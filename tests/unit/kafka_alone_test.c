@@ -1,5 +1,6 @@
 /* kafka_alone: a worker with --partition, of which the group knows nothing: its sign of life is
- * seen whatever the clocks say. */
+ * seen whatever the clocks say, and what it commits moves no offset that somebody else has put
+ * there. */
 #include "kafka_mock.h"
 
 #include <pthread.h>
@@ -43,6 +44,12 @@ static void open_alone(void)
 {
     if (source_open(&m.source, &m.opts, &fast, &m.err) != E_OK)
         fail_msg("%s", m.err.msg);
+}
+
+static void close_alone(void)
+{
+    source_close(m.source);
+    m.source = NULL;
 }
 
 /* ---- what stands with the broker, asked and set by a handle of its own ---- */
@@ -109,8 +116,10 @@ static atomic_bool stop;
 static void *work_on(void *arg)
 {
     (void)arg;
-    while (!stop)
+    while (!stop) {
         (void)turn(0);
+        clock_sleep_ns(clock_system(), SECOND / 50);
+    }
     return NULL;
 }
 
@@ -133,8 +142,7 @@ static void one_at_work_is_seen_whatever_its_clock(void **state)
         assert_int_equal(pthread_join(thread, NULL), 0);
         assert_int_equal(rc, E_FATAL);
         assert_non_null(strstr(err.msg, "a worker with --partition 0 is at work"));
-        source_close(m.source);
-        m.source = NULL;
+        close_alone();
         assert_int_equal(seek_to(0, &err), E_OK); /* one that left is forgotten at once */
     }
 }
@@ -178,10 +186,106 @@ static void another_tools_note_is_no_sign(void **state)
         assert_int_equal(kafka_sign(cases[i].metadata, strlen(cases[i].metadata)), cases[i].sign);
 }
 
+/* ---- an offset that somebody else has moved ---- */
+
+static void turn_until_stands(int64_t want)
+{
+    bool sign;
+    int64_t offset = -1;
+    for (int i = 0; i < 200 && offset != want; i++) {
+        turn_for(0.05, MESSAGES);
+        offset = stands(&sign);
+    }
+    assert_int_equal(offset, want);
+}
+
+static void ack(int from, int n)
+{
+    assert_int_equal(m.source->ops->ack(m.source, m.jobs + from, (size_t)n, &m.err), E_OK);
+}
+
+/* By its sign of life, by what it acknowledges afterwards, and when it leaves. */
+static void a_moved_offset_stays(void **state)
+{
+    enum { BEGIN = 30, DONE = 35 };
+    static const int64_t to[] = {20, 38, BEGIN}; /* back, ahead, and where it had found it */
+    (void)state;
+    produce(MESSAGES);
+    for (size_t i = 0; i < TR_COUNT(to); i++) {
+        bool sign;
+        int from = m.n;
+        put(BEGIN, NULL);
+        open_alone();
+        turn_until(from + MESSAGES - BEGIN, 30);
+        ack(from, DONE - BEGIN);
+        turn_until_stands(DONE);
+        put(to[i], NULL);
+        turn_for(2.0 * KAFKA_SIGN_SECONDS / FASTER, MESSAGES);
+        assert_int_equal(stands(&sign), to[i]);
+        ack(from + DONE - BEGIN, 1);
+        turn_for(0.5, MESSAGES);
+        assert_int_equal(stands(&sign), to[i]);
+        close_alone();
+        assert_int_equal(stands(&sign), to[i]);
+        assert_false(sign);
+    }
+}
+
+/* One of the two stands still: its signs take nothing of the other's back. */
+static void two_on_a_partition_take_nothing_back(void **state)
+{
+    bool sign;
+    (void)state;
+    produce(MESSAGES);
+    open_alone();
+    turn_until(MESSAGES, 30);
+    turn_until_signed();
+    struct source *first = m.source;
+    open_alone();
+    turn_until(2 * MESSAGES, 30);
+    turn_until_signed();
+    struct source *still = m.source;
+    m.source = first;
+    ack(0, 20);
+    turn_until_stands(20);
+    for (int i = 0; i < 4; i++) {
+        m.source = i % 2 ? first : still;
+        turn_for(1.5 * KAFKA_SIGN_SECONDS / FASTER, MESSAGES);
+        assert_int_equal(stands(&sign), 20);
+    }
+    m.source = still;
+    close_alone();
+    assert_int_equal(stands(&sign), 20);
+    m.source = first;
+    ack(20, 10);
+    close_alone();
+    assert_int_equal(stands(&sign), 30);
+    assert_false(sign);
+}
+
+/* What stands there is not known: nothing is written, and it is asked again. */
+static void without_an_answer_it_is_asked_again(void **state)
+{
+    (void)state;
+    produce(MESSAGES);
+    open_alone();
+    turn_until(MESSAGES, 30);
+    turn_until_signed();
+    rd_kafka_mock_push_request_errors(m.cluster, OFFSET_FETCH, 2,
+                                      RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
+                                      RD_KAFKA_RESP_ERR_NOT_COORDINATOR);
+    ack(0, 20);
+    turn_for(1, MESSAGES);
+    turn_until_stands(20);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {ALONE(one_at_work_is_seen_whatever_its_clock),
                                        ALONE(one_that_was_killed_is_forgotten),
+                                       ALONE(a_moved_offset_stays),
+                                       ALONE(two_on_a_partition_take_nothing_back),
+                                       ALONE(without_an_answer_it_is_asked_again),
                                        cmocka_unit_test(another_tools_note_is_no_sign)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -272,7 +272,8 @@ static void choose_start(struct source_kafka *k, int32_t partition, int64_t comm
         LOG(LOG_ERROR, "partition_refused", LOG_I("partition", partition), LOG_I("position", at),
             LOG_I("log_end", high), LOG_S("why", "the log is shorter than what was read of it"));
     p->end = high;
-    p->sent = -1;
+    p->sent = p->others = -1;
+    p->own = TR_MAX(committed, (int64_t)-1);
     p->ended = false;
     k->idle_ns = k->claimed_ns = clock_mono_ns(k->clock); /* the questions took their time */
     kafka_watermark_start(&p->watermark, at);

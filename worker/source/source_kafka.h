@@ -30,6 +30,9 @@ struct kafka_partition {
     int64_t first_sequence; /* of this assignment: earlier messages are of another one */
     int64_t sent;           /* last offset that was sent to be committed; -1: none, or it failed */
     int64_t end;            /* log end as last seen; -1: not known */
+    /* One partition alone: the offset that is not somebody else's: what it found, then what the
+     * broker confirmed; -1: none. And what somebody else has put there since; -1: nothing. */
+    int64_t own, others;
 };
 
 struct source_kafka {
