@@ -10,7 +10,7 @@ import manifests
 from test_canary import Site
 
 sys.path.insert(0, f"{manifests.ROOT}/tests/run")
-from test_kafka_clients import SecureBroker  # noqa: E402
+from secure_broker import SecureBroker  # noqa: E402
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from kafka_broker import free_ports
 from postgres_server import Server as Postgres
 from redis_server import Server as Redis, certificates
-from test_kafka_clients import SecureBroker
+from secure_broker import SecureBroker
 
 LEVELS = {"ok": 0, "warn": 1, "fault": 2}
 
