@@ -3,17 +3,17 @@
 # them; tests/image runs these very lines where there is none.
 
 # ---- what both images stand on: the libraries that the binary is linked with, and a user ----
-FROM debian:bookworm-20251229-slim AS base
+FROM debian:trixie-20251229-slim AS base
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends libjansson4 libutf8proc2 libssl3 libsqlite3-0 libpq5 \
-        librdkafka1 libhiredis0.14 libmicrohttpd12 libstdc++6 ca-certificates \
+    && apt-get install -y --no-install-recommends libjansson4 libutf8proc3 libssl3t64 libsqlite3-0 libpq5 \
+        librdkafka1 libhiredis1.1.0 libmicrohttpd12t64 libstdc++6 ca-certificates \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/log/apt /var/log/dpkg.log
 RUN groupadd --gid 65532 tranche \
     && useradd --uid 65532 --gid 65532 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin tranche \
     && rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /var/log/lastlog /var/log/faillog
 
 # ---- compiler and sources: nothing of these stages but the binaries goes further ----
-FROM debian:bookworm-20251229-slim AS sources
+FROM debian:trixie-20251229-slim AS sources
 WORKDIR /src
 COPY tools/install.sh tools/
 RUN apt-get update && tools/install.sh run
@@ -61,7 +61,7 @@ ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="tranche" \
       org.opencontainers.image.description="Batch jobs of LLM inference over queues" \
       org.opencontainers.image.revision="$COMMIT" \
-      org.opencontainers.image.base.name="debian:bookworm-20251229-slim"
+      org.opencontainers.image.base.name="debian:trixie-20251229-slim"
 USER 65532:65532
 ENTRYPOINT ["tranche"]
 CMD ["help"]
@@ -79,7 +79,7 @@ ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="tranche" \
       org.opencontainers.image.description="Batch jobs of LLM inference over queues, with CUDA" \
       org.opencontainers.image.revision="$COMMIT" \
-      org.opencontainers.image.base.name="debian:bookworm-20251229-slim"
+      org.opencontainers.image.base.name="debian:trixie-20251229-slim"
 USER 65532:65532
 ENTRYPOINT ["tranche"]
 CMD ["help"]

@@ -27,7 +27,7 @@ demo) want="$run $demo" ;;
 test) want="$run $tests" ;;
 cuda) want="$run $cuda" ;;
 bench) want="$run $tests libopenblas0-pthread" ;;
-image) want="debootstrap python3-pytest" ;;
+image) want="debootstrap debian-archive-keyring python3-pytest default-jre-headless maven kcat openssl" ;;
 golden) want="git python3 python3-venv npm" ;;
 *)
     echo "usage: tools/install.sh run|demo|test|cuda|bench|image|golden" >&2

@@ -133,10 +133,10 @@ SLIM = ["doc", "man", "info", "locale", "lintian", "linda", "groff"]
 
 def base(cache, tag):
     """A root that stands in for Debian's slim image of that tag, made by debootstrap, once."""
-    made = f"{cache}/base"
+    suite = re.fullmatch(r"debian:(\w+)-\d{8}-slim", tag)[1]
+    made = f"{cache}/base-{suite}"
     if not os.path.isdir(made):
         part = f"{made}.part"
-        suite = re.fullmatch(r"debian:(\w+)-\d{8}-slim", tag)[1]
         mirror = "http://deb.debian.org/debian"
         shutil.rmtree(part, ignore_errors=True)
         os.makedirs(cache, exist_ok=True)
@@ -258,7 +258,7 @@ class Builder:
             return self.made[name]
         stage = stages(parse())[name]
         image = self.build(stage.base).child() if stage.base in stages(parse()) else \
-            Image([("base", f"FROM {stage.base}", self.base)])
+            Image([(stage.base, f"FROM {stage.base}", self.base)])
         for what, rest in stage.steps:
             values = {**image.args, **image.env}
             if what == "RUN":
@@ -283,12 +283,12 @@ class Builder:
         self.made[name] = image
         return image
 
-    def start(self, image, args, tmpfs=(), extra=None, **more):
+    def start(self, image, args, tmpfs=(), extra=None, entrypoint=None, **more):
         """As a container: the image's user, its environment, the root read-only but for `tmpfs`.
-        `extra`: a folder whose files the image has besides (a volume, in short)."""
+        `extra`: a folder whose files the image has besides (a volume, in short). `entrypoint`: another one."""
         layers = ([extra] if extra else []) + [folder for _, _, folder in reversed(image.layers)]
         if len(layers) == 1:
             layers.append(self.base)
         return self.enter(f"lowerdir={':'.join(layers)}", "run", tmpfs,
-                          [f"--userspec={image.user}", "--groups=", "ROOT", *image.entrypoint, *args],
+                          [f"--userspec={image.user}", "--groups=", "ROOT", *(entrypoint or image.entrypoint), *args],
                           image.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)

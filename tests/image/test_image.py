@@ -2,14 +2,19 @@
 docs/image.md says of it. As root, with debootstrap. IMAGES names the images (cpu)."""
 import json
 import os
+import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 import test_dockerfile
 from dockerfile import ROOT, Builder, base, parse, size, stages
+
+sys.path.insert(0, f"{ROOT}/tests/run")
+from secure_broker import SecureBroker  # noqa: E402
 
 CACHE = f"{ROOT}/.cache/image"
 IMAGES = (os.environ.get("IMAGES") or "cpu").split()
@@ -65,6 +70,60 @@ def test_a_missing_library_shows(image, tmp_path):
     os.mknod(lib / "libmicrohttpd.so.12", 0o020600, 0)  # takes the file of a lower layer away
     code, _, err = start(image, "--version", extra=str(tmp_path))
     assert code == 127 and "libmicrohttpd.so.12" in err
+
+
+def test_each_library_has_its_package(image):
+    """What the binary is linked with is installed by name, and by the names that `make test` takes it to have."""
+    files = image.files()
+    owner = {}
+    for path, at in files.items():
+        if found := re.fullmatch(r"/var/lib/dpkg/info/([\w.+-]+)(:\w+)?\.list", path):
+            owner.update((line, found[1]) for line in open(at).read().split())
+    libraries = test_dockerfile.needed(image.find("/usr/local/bin/tranche")) - {"libcublasLt.so.13"}
+    found = {x: {owner[p] for p in owner if p.endswith(f"/{x}")} for x in libraries}
+    assert len(libraries) > 8 and found == {x: {test_dockerfile.PACKAGES[x.split(".so")[0]]} for x in libraries}
+    assert test_dockerfile.missing(libraries, image.name) == set()
+
+
+QUEUE = ["--source", "kafka://localhost:{port}/prompts", "--broker-config", "/models/broker.conf", "--connect-timeout", "60s"]
+WORKER = ["--model", "/models/model", "--device", "cpu", "--db", "/tmp/rows.db", "--idle-exit", "2s", "--progress", "off"]
+
+
+def test_a_job_through_kafka_sasl(image, models, tmp_path_factory):
+    """SCRAM over TLS by the image's own client library, with the settings of k8s/components/kafka-sasl as
+    they are but for the Secret's folder: a job in, its row out."""
+    broker = SecureBroker(tmp_path_factory.mktemp("kafka"))
+    settings = open(f"{ROOT}/k8s/components/kafka-sasl/broker.conf").read()
+    assert "sasl.mechanism = SCRAM-SHA-512\n" in settings
+    mounted = {"etc/hosts": "127.0.0.1 localhost\n",  # a cluster gives each pod one
+               "models/ca.crt": (broker.tls / "ca.crt").read_text(),
+               "models/username": "scram", "models/password": "geheim",
+               "models/broker.conf": settings.replace("/var/run/secrets/tranche/broker", "/models")}
+    os.mkdir(f"{models}/etc")
+    for name, text in mounted.items():
+        pathlib.Path(f"{models}/{name}").write_text(text)
+    queue = " ".join(QUEUE).format(port=broker.sasl)
+
+    def shell(text):
+        done = image.builder.start(image, ["-c", text], tmpfs=["/tmp"], extra=models, entrypoint=["/bin/sh"], timeout=300)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+    try:
+        broker.start()
+        broker.grant(["--operation", "Read", "--operation", "Create", "--topic", "prompts"],
+                     ["--operation", "Read", "--group", "tranche"])
+        code, _, err = shell(f"tranche init {queue} --partitions 1")
+        assert code == 0, err[-3000:]
+        broker.produce("prompts", [json.dumps(JOBS[0])])
+        code, out, err = shell(f"tranche worker {queue} {' '.join(WORKER)} >&2 && "
+                               "tranche export --db /tmp/rows.db --batch prompts")
+        assert code == 0, err[-3000:]
+        [row] = map(json.loads, out.splitlines())
+        assert row["custom_id"] == "j0" and row["response"]["status_code"] == 200, row
+        pathlib.Path(f"{models}/models/password").write_text("wrong")
+        code, _, err = shell(f"tranche worker {queue} {' '.join(WORKER)}")
+        assert code == 65 and "invalid credentials" in err and "want librdkafka" not in err, err[-3000:]
+    finally:
+        broker.kill()
 
 
 def test_nobody_is_who_the_manifests_say(image):
