@@ -241,6 +241,15 @@ static int device_check(const struct backend_opts *o, int device, struct cudaDev
     return E_OK;
 }
 
+/* The warm-up's few rows do not come by every form of these kernels. */
+static int load_kernels(const struct cuda_backend *b, struct err *err)
+{
+    int e = attention_merge_ready_cuda(b->opts.head_dim);
+    if (e == 0 && b->hopper)
+        e = attention_decode_ready_cuda(b->opts.head_dim);
+    return e == 0 ? E_OK : cuda_fail(err, (cudaError_t)e, "attention kernels");
+}
+
 int backend_cuda_open(struct backend **out, const struct backend_opts *opts, int device,
                       struct err *err)
 {
@@ -291,6 +300,8 @@ int backend_cuda_open(struct backend **out, const struct backend_opts *opts, int
         rc = cuda_memory_open(b, err);
     if (rc == E_OK)
         rc = cuda_attention_open(b, err);
+    if (rc == E_OK)
+        rc = load_kernels(b, err);
     if (rc < 0) {
         op_close(&b->base);
         return rc;

@@ -53,6 +53,10 @@ int attention_decode_cuda(const struct attention_cuda *a, int head_dim, int grid
                           void *stream);
 int attention_merge_cuda(const struct attention_cuda *a, int head_dim, int n_merges, void *stream);
 int attention_tile_cuda(const struct attention_cuda *a, int head_dim, int grid, void *stream);
+/* Loads what the launchers above may choose for this head_dim onto the current device, which would
+ * else be done by the step that first needs it, in the memory that is left then. */
+int attention_decode_ready_cuda(int head_dim);
+int attention_merge_ready_cuda(int head_dim);
 /* The same work and bits on any card of compute capability 8.0 or later; those above: 9.0 alone. */
 int attention_decode_portable_cuda(const struct attention_cuda *a, int head_dim, int grid,
                                    void *stream);

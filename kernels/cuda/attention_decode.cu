@@ -138,15 +138,25 @@ __global__ void __launch_bounds__(THREADS, 2) decode_kernel(struct attention_cud
     }
 }
 
+template <int DH, int STAGES> constexpr int ring_bytes()
+{
+    return PAIRS * STAGES * ring<DH, STAGES>::BYTES;
+}
+
+template <int DH, int STAGES> static cudaError_t decode_ready()
+{
+    static once_a_device ready;
+    return shared_memory_allow(decode_kernel<DH, STAGES>, ring_bytes<DH, STAGES>(), ready);
+}
+
 template <int DH, int STAGES>
 static int decode_launch(const struct attention_cuda *a, int grid, cudaStream_t s)
 {
-    static once_a_device ready;
-    const int bytes = PAIRS * STAGES * ring<DH, STAGES>::BYTES;
-    cudaError_t e = shared_memory_allow(decode_kernel<DH, STAGES>, bytes, ready);
+    const cudaError_t e = decode_ready<DH, STAGES>();
     if (e != cudaSuccess)
         return (int)e;
-    return (int)launch_early<decode_kernel<DH, STAGES>>((unsigned)grid, THREADS, bytes, s, *a);
+    return (int)launch_early<decode_kernel<DH, STAGES>>((unsigned)grid, THREADS,
+                                                        ring_bytes<DH, STAGES>(), s, *a);
 }
 
 template <int STAGES>
@@ -163,4 +173,17 @@ extern "C" int attention_decode_cuda(const struct attention_cuda *a, int head_di
     cudaStream_t s = static_cast<cudaStream_t>(stream);
     return deep ? decode_heads<DEEP>(a, head_dim, grid, s)
                 : decode_heads<SHALLOW>(a, head_dim, grid, s);
+}
+
+template <int DH> static int decode_both_ready()
+{
+    const cudaError_t e = decode_ready<DH, SHALLOW>();
+    return (int)(e == cudaSuccess ? decode_ready<DH, DEEP>() : e);
+}
+
+extern "C" int attention_decode_ready_cuda(int head_dim)
+{
+    return head_dim == 128  ? decode_both_ready<128>()
+           : head_dim == 64 ? decode_both_ready<64>()
+                            : decode_both_ready<32>();
 }

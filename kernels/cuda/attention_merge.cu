@@ -205,3 +205,17 @@ extern "C" int attention_merge_cuda(const struct attention_cuda *a, int head_dim
            : head_dim == 64 ? merge_heads<64>(a, n_merges, s)
                             : merge_heads<32>(a, n_merges, s);
 }
+
+template <int DH> static int merge_both_ready()
+{
+    cudaFuncAttributes loaded;
+    const cudaError_t e = cudaFuncGetAttributes(&loaded, merge_kernel<DH, 1>);
+    return (int)(e == cudaSuccess ? cudaFuncGetAttributes(&loaded, merge_kernel<DH, DH / 32>) : e);
+}
+
+extern "C" int attention_merge_ready_cuda(int head_dim)
+{
+    return head_dim == 128  ? merge_both_ready<128>()
+           : head_dim == 64 ? merge_both_ready<64>()
+                            : merge_both_ready<32>();
+}
