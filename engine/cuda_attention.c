@@ -8,6 +8,7 @@
 enum {
     SPAN_COST = 64,   /* keys that a span's start costs a warp, about */
     CUT_WORTH = 32,   /* keys a warp must gain for states of splits to pay */
+    LEVEL_WORTH = 16, /* keys of the fullest warp above the mean, from which on to level */
     MERGE_COST = 64,  /* keys that a launch of the merge costs a warp, about */
     DEEP_FROM = 1536, /* keys a warp of two CTAs a multiprocessor, from which on one is better */
     SHARE_SPLITS = 2, /* the shortest prefix worth a group */
@@ -275,9 +276,15 @@ static void list_shared(struct cuda_backend *b, const struct kv_rows *rows, stru
  * them until the next would go beyond the capacity. Rows are cut at multiples of `unit` splits. */
 struct deal {
     int64_t capacity, load, most; /* most: the load of the fullest warp */
-    int32_t worker, unit;
+    int64_t low;                  /* the capacity of warps from `full` on */
+    int32_t worker, unit, full;
     bool cut; /* a row */
 };
+
+static int64_t deal_capacity(const struct deal *d)
+{
+    return d->worker < d->full ? d->capacity : d->low;
+}
 
 /* The end of the span of splits that begins at `at`, in whoever has room for its first. */
 static int32_t deal_span(struct deal *d, int32_t keys, int32_t at)
@@ -285,11 +292,11 @@ static int32_t deal_span(struct deal *d, int32_t keys, int32_t at)
     const int32_t splits = splits_of(keys), begin = at * ATTENTION_SPLIT;
     const int32_t least = TR_MIN((at / d->unit + 1) * d->unit, splits);
     const int64_t cost = TR_MIN(keys, least * ATTENTION_SPLIT) - begin + SPAN_COST;
-    if (d->load > 0 && d->load + cost > d->capacity) {
+    if (d->load > 0 && d->load + cost > deal_capacity(d)) {
         d->worker++;
         d->load = 0;
     }
-    const int64_t room = TR_MAX(d->capacity - d->load - SPAN_COST, 0) + begin;
+    const int64_t room = TR_MAX(deal_capacity(d) - d->load - SPAN_COST, 0) + begin;
     int32_t end = splits;
     if (keys > room)
         end = TR_MAX((int32_t)(room / ATTENTION_SPLIT) / d->unit * d->unit, least);
@@ -299,10 +306,8 @@ static int32_t deal_span(struct deal *d, int32_t keys, int32_t at)
     return end;
 }
 
-static struct deal deal_all(const struct cuda_backend *b, const struct kv_rows *rows,
-                            int64_t capacity, int32_t unit)
+static struct deal deal_all(const struct cuda_backend *b, const struct kv_rows *rows, struct deal d)
 {
-    struct deal d = {.capacity = capacity, .unit = unit};
     for (int32_t r = 0; r < rows->n; r++) {
         if (!decodes(rows, r))
             continue;
@@ -330,6 +335,12 @@ static int64_t decode_cost(const struct cuda_backend *b, const struct kv_rows *r
     return cost;
 }
 
+static struct deal deal_even(const struct cuda_backend *b, const struct kv_rows *rows,
+                             int64_t capacity, int32_t unit)
+{
+    return deal_all(b, rows, (struct deal){.capacity = capacity, .unit = unit, .full = INT32_MAX});
+}
+
 /* With the least capacity, about, with which the workers do: then they end together. */
 static struct deal deal_least(const struct cuda_backend *b, const struct kv_rows *rows,
                               int32_t unit)
@@ -337,20 +348,45 @@ static struct deal deal_least(const struct cuda_backend *b, const struct kv_rows
     const int32_t workers = workers_now(b);
     const int64_t cost = decode_cost(b, rows);
     int64_t low = cost / workers, high = low + unit * ATTENTION_SPLIT + SPAN_COST;
-    struct deal best = deal_all(b, rows, high, unit);
+    struct deal best = deal_even(b, rows, high, unit);
     while (best.worker >= workers) {
         low = high, high += ATTENTION_SPLIT;
-        best = deal_all(b, rows, high, unit);
+        best = deal_even(b, rows, high, unit);
     }
     while (high - low > 8) {
         const int64_t middle = (low + high) / 2;
-        const struct deal d = deal_all(b, rows, middle, unit);
+        const struct deal d = deal_even(b, rows, middle, unit);
         if (d.worker < workers)
             high = middle, best = d;
         else
             low = middle;
     }
     return best;
+}
+
+/* Rows that no cut makes fit (all of 192 keys, say, 2.7 a warp) fill the first warps and leave the
+ * last ones without any: whole warps of a multiprocessor then bring nothing. So the first ones get
+ * what the fullest must have, and as many as can be do with as much less than the mean. Warps are
+ * numbered across the multiprocessors, so each of these has some of both. */
+static struct deal deal_level(const struct cuda_backend *b, const struct kv_rows *rows,
+                              const struct deal *least)
+{
+    const int32_t workers = workers_now(b);
+    const int64_t mean = decode_cost(b, rows) / workers;
+    struct deal d = {.capacity = least->capacity, .unit = least->unit, .full = INT32_MAX};
+    if (least->most - mean < LEVEL_WORTH)
+        return d;
+    int32_t too_few = 0, enough = workers;
+    d.low = 2 * mean - least->most;
+    while (enough - too_few > 1) {
+        d.full = (too_few + enough) / 2;
+        if (deal_all(b, rows, d).worker < workers)
+            enough = d.full;
+        else
+            too_few = d.full;
+    }
+    d.full = enough;
+    return d;
 }
 
 /* Cuts between blocks, which cost one state each, or between any two splits, where that is worth
@@ -360,8 +396,7 @@ static struct deal deal_open(const struct cuda_backend *b, const struct kv_rows 
     const struct deal blocks = deal_least(b, rows, SPLITS_A_BLOCK);
     const struct deal splits = deal_least(b, rows, 1);
     const int64_t worth = blocks.cut ? CUT_WORTH : CUT_WORTH + MERGE_COST;
-    const struct deal *d = blocks.most - splits.most < worth ? &blocks : &splits;
-    return (struct deal){.capacity = d->capacity, .unit = d->unit};
+    return deal_level(b, rows, blocks.most - splits.most < worth ? &blocks : &splits);
 }
 
 /* States that a span of a cut row leaves: see struct attention_cuda. */

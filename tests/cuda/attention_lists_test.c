@@ -183,16 +183,23 @@ static void check_all_done(struct rig *r)
             }
 }
 
+static int64_t worker_load(const struct rig *r, int32_t w)
+{
+    int64_t load = 0;
+    for (int32_t i = r->h.decode_starts[w]; i < r->h.decode_starts[w + 1]; i++)
+        load += TR_MIN(r->h.decode[2 * i].w * ATTENTION_SPLIT, r->h.decode[2 * i + 1].x) -
+                r->h.decode[2 * i].z * ATTENTION_SPLIT;
+    return load;
+}
+
 /* No warp has more than its share and one block more, no CTA more than its share and one tile. */
 static void check_shares(struct rig *r)
 {
     const int32_t workers = DECODE_WARPS * r->b.lists.decode_ctas;
     int64_t all = 0, most = 0;
     for (int32_t w = 0; w < workers; w++) {
-        int64_t load = 0;
-        for (int32_t i = r->h.decode_starts[w]; i < r->h.decode_starts[w + 1]; i++)
-            load += TR_MIN(r->h.decode[2 * i].w * ATTENTION_SPLIT, r->h.decode[2 * i + 1].x) -
-                    r->h.decode[2 * i].z * ATTENTION_SPLIT + 64;
+        const int64_t load =
+            worker_load(r, w) + 64 * (r->h.decode_starts[w + 1] - r->h.decode_starts[w]);
         all += load;
         most = TR_MAX(most, load);
     }
@@ -228,6 +235,29 @@ static int32_t check_step(struct rig *r, int n_slots, int families, int longest)
     return r->b.lists.n_rows;
 }
 
+/* Rows of equal length, uncut: no multiprocessor has two rows more than another one. */
+static void check_level(struct rig *r, int32_t n, int32_t keys)
+{
+    for (int32_t s = 0; s < n; s++) {
+        for (int p = 0; p < STRIDE; p++)
+            r->table[s * STRIDE + p] = s * STRIDE + p;
+        r->position[s] = keys - 1, r->slot[s] = s;
+    }
+    r->rows = (struct kv_rows){n, r->position, r->slot, r->table, STRIDE};
+    backend_cuda_deep_from(0);
+    cuda_attention_lists(&r->b, &r->rows, &r->h);
+    int64_t least = INT64_MAX, most = 0;
+    for (int32_t sm = 0; sm < SMS; sm++) {
+        int64_t load = 0;
+        for (int32_t w = sm; w < DECODE_WARPS * r->b.lists.decode_ctas; w += SMS)
+            load += worker_load(r, w);
+        least = TR_MIN(least, load), most = TR_MAX(most, load);
+    }
+    EXPECT(r->b.n_merges == 0, "%d rows of %d keys: %d are cut", n, keys, r->b.n_merges);
+    EXPECT(most - least <= 2 * keys, "%d rows of %d keys: a multiprocessor has %lld, another %lld",
+           n, keys, (long long)most, (long long)least);
+}
+
 int main(void)
 {
     static const int heads[][2] = {{12, 2}, {14, 2}, {8, 8}, {32, 4}};
@@ -247,6 +277,9 @@ int main(void)
                     shared += in > 0;
                     deep += r.b.lists.decode_ctas == SMS;
                 }
+        if (heads[k][1] > 2)
+            for (int32_t n = 150; n <= SLOTS; n += 125)
+                check_level(&r, n, 192);
         rig_close(&r);
     }
     EXPECT(shared > steps / 10, "%d of %d steps have groups", shared, steps);
