@@ -124,3 +124,12 @@ int cuda_meter_step(struct cuda_meter *m, const struct cuda_step_shape *shape,
     (void)out;
     return without_cuda(0, err);
 }
+
+int cuda_meter_attention(struct cuda_meter *m, const struct cuda_step_shape *shape, double *seconds,
+                         struct err *err)
+{
+    (void)m;
+    (void)shape;
+    (void)seconds;
+    return without_cuda(0, err);
+}

@@ -58,5 +58,9 @@ struct cuda_step_times {
 /* Sampled at T 0.6, top_p 0.95. E_USAGE when the shape is larger than the meter. */
 int cuda_meter_step(struct cuda_meter *m, const struct cuda_step_shape *shape,
                     struct cuda_step_times *out, struct err *err) TR_MUSTCHECK;
+/* Seconds of the shape's attention over all layers, each with keys and values of its own, launched
+ * one behind the other with nothing between: what cuda_meter_step's marks cost is not in it. */
+int cuda_meter_attention(struct cuda_meter *m, const struct cuda_step_shape *shape, double *seconds,
+                         struct err *err) TR_MUSTCHECK;
 
 #endif

@@ -13,7 +13,7 @@ struct cuda_meter {
     const struct model *model;
     struct cuda_meter_opts opts;
     const struct backend_ops *real;
-    struct backend_ops timed;
+    struct backend_ops timed, lone;         /* lone: attention and nothing else */
     int32_t *ids, *position, *slot, *table; /* table [slots, stride] */
     struct step_logit *logits;
     struct sample_token *tokens;
@@ -102,6 +102,58 @@ static int timed_end(struct backend *b, struct sample_token *tokens, struct err 
     return marks.real->step_end(b, tokens, err);
 }
 
+/* ---- attention in a row: a step whose other ops do nothing ---- */
+
+static void lone_embed(struct backend *b, struct buffer *out, const struct weight *table)
+{
+    (void)b, (void)out, (void)table;
+    mark("attention");
+}
+
+static void lone_rmsnorm(struct backend *b, struct buffer *out, const struct buffer *x,
+                         const float *w, float eps)
+{
+    (void)b, (void)out, (void)x, (void)w, (void)eps;
+}
+
+static void lone_linear(struct backend *b, struct buffer *out, const struct buffer *x,
+                        const struct weight *w, const float *bias, const struct buffer *residual)
+{
+    (void)b, (void)out, (void)x, (void)w, (void)bias, (void)residual;
+}
+
+static void lone_rope(struct backend *b, struct buffer *qkv, int32_t layer,
+                      const struct rope_args *a)
+{
+    (void)b, (void)qkv, (void)layer, (void)a;
+}
+
+static void lone_linear_swiglu(struct backend *b, struct buffer *out, struct buffer *gate_up,
+                               const struct buffer *x, const struct weight *w, const float *bias)
+{
+    (void)b, (void)out, (void)gate_up, (void)x, (void)w, (void)bias;
+}
+
+static void lone_head(struct backend *b, const struct buffer *x, struct buffer *scratch,
+                      const float *norm, float eps, const struct weight *head)
+{
+    (void)b, (void)x, (void)scratch, (void)norm, (void)eps, (void)head;
+    mark("tokens down");
+}
+
+static void set_lone(struct cuda_meter *m)
+{
+    m->lone = m->timed;
+    m->lone.embed = lone_embed;
+    m->lone.rmsnorm = lone_rmsnorm;
+    m->lone.linear = lone_linear;
+    m->lone.rope_kv = lone_rope;
+    m->lone.attention = m->real->attention;
+    m->lone.linear_swiglu = lone_linear_swiglu;
+    m->lone.head = lone_head;
+    m->lone.step_end = m->real->step_end;
+}
+
 static void set_timed(struct cuda_meter *m)
 {
     m->real = m->backend->ops;
@@ -115,6 +167,7 @@ static void set_timed(struct cuda_meter *m)
     m->timed.linear_swiglu = timed_linear_swiglu;
     m->timed.head = timed_head;
     m->timed.step_end = timed_end;
+    set_lone(m);
 }
 
 static int open_step(struct cuda_meter *m, struct err *err)
@@ -340,6 +393,28 @@ static int run_steps(struct cuda_meter *m, const struct step *step, int turns, s
     for (int i = 0; i < turns && rc == E_OK; i++)
         rc = network_forward(m->network, step, m->tokens, err);
     return rc == E_OK ? backend_cuda_drain(m->backend, m->tokens, err) : rc;
+}
+
+int cuda_meter_attention(struct cuda_meter *m, const struct cuda_step_shape *shape, double *seconds,
+                         struct err *err)
+{
+    struct step step;
+    struct cuda_step_times times;
+    int rc = build(m, shape, &step, err);
+    if (rc < 0)
+        return rc;
+    backend_cuda_graphs(m->backend, false);
+    marks.real = m->real;
+    m->backend->ops = &m->lone;
+    rc = run_steps(m, &step, OP_TURNS, err);
+    m->backend->ops = m->real;
+    backend_cuda_graphs(m->backend, !m->opts.no_graphs);
+    if (rc == E_OK)
+        rc = add_marks(&times, err);
+    for (int i = 0; rc == E_OK && i < times.n_ops; i++)
+        if (strcmp(times.ops[i].name, "attention") == 0)
+            *seconds = times.ops[i].seconds;
+    return rc;
 }
 
 int cuda_meter_step(struct cuda_meter *m, const struct cuda_step_shape *shape,

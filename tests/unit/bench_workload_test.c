@@ -116,9 +116,12 @@ static void steps_and_products_have_theirs(void **state)
     struct cuda_step_times t = {.seconds = 0.004, .n_ops = 2};
     t.ops[0].name = "attention", t.ops[0].seconds = 8 * 100 * r.kv_bytes / r.copy_Bps * 2;
     t.ops[1].name = "gemm o", t.ops[1].seconds = 0.001;
-    json_t *a = bench_attention_json(&shape, &t, &r), *s = bench_step_json(&shape, &t);
+    json_t *a = bench_attention_json(&shape, &t, t.ops[0].seconds / 4, &r);
+    json_t *s = bench_step_json(&shape, &t);
     double share = json_number_value(json_object_get(a, "share_copy"));
     assert_true(share > 0.4999 && share < 0.5001);
+    share = json_number_value(json_object_get(a, "row_share_copy"));
+    assert_true(share > 1.9999 && share < 2.0001);
     assert_true(json_number_value(json_object_get(json_object_get(s, "ops_ms"), "gemm o")) == 1);
     const struct cuda_product p = {"head", 10, 20, 30, 1e-6};
     json_t *g = bench_product_json(&p);

@@ -203,10 +203,13 @@ static int measure_attention(struct gpu_bench *g, struct cuda_meter *m, struct e
         {.name = "8x32768", .decodes = 8, .context = 32768}};
     for (size_t i = 0; i < TR_COUNT(shapes); i++) {
         struct cuda_step_times t;
+        double row = 0;
         int rc = cuda_meter_step(m, &shapes[i], &t, err);
+        if (rc == E_OK)
+            rc = cuda_meter_attention(m, &shapes[i], &row, err);
         if (rc != E_OK)
             return rc;
-        json_t *doc = bench_attention_json(&shapes[i], &t, &g->roofline);
+        json_t *doc = bench_attention_json(&shapes[i], &t, row, &g->roofline);
         bench_append(g->doc, "attention", doc);
         told("attention", doc);
     }

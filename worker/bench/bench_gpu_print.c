@@ -83,10 +83,11 @@ static void print_lists(const json_t *doc, const json_t *old)
     size_t i;
     json_t *m;
     if (json_object_get(doc, "attention"))
-        printf("\ndecode attention, %% of copy\n");
+        printf("\ndecode attention, %% of copy: in a step, a launch behind the other\n");
     json_array_foreach(json_object_get(doc, "attention"), i, m)
     {
-        printf("  %-12s %6.1f %%", text(m, "attention"), 100 * number(m, "share_copy"));
+        printf("  %-12s %6.1f %% %6.1f %%", text(m, "attention"), 100 * number(m, "share_copy"),
+               100 * number(m, "row_share_copy"));
         print_ratio(number(m, "share_copy"), bench_earlier(old, "attention", "attention",
                                                            text(m, "attention"), "share_copy"));
         putchar('\n');

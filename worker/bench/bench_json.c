@@ -84,13 +84,15 @@ static double op_seconds(const struct cuda_step_times *t, const char *name)
 }
 
 json_t *bench_attention_json(const struct cuda_step_shape *shape, const struct cuda_step_times *t,
-                             const struct roofline *r)
+                             double row_seconds, const struct roofline *r)
 {
     const double seconds = op_seconds(t, "attention");
     const double bytes = (double)shape->decodes * shape->context * r->kv_bytes;
-    json_t *doc = json_pack("{s:s, s:i, s:i, s:f, s:f}", "attention", shape->name, "batch",
-                            shape->decodes, "context", shape->context, "ms", seconds * 1e3,
-                            "share_copy", seconds > 0 ? bytes / seconds / r->copy_Bps : 0.0);
+    json_t *doc =
+        json_pack("{s:s, s:i, s:i, s:f, s:f, s:f, s:f}", "attention", shape->name, "batch",
+                  shape->decodes, "context", shape->context, "ms", seconds * 1e3, "share_copy",
+                  seconds > 0 ? bytes / seconds / r->copy_Bps : 0.0, "row_ms", row_seconds * 1e3,
+                  "row_share_copy", row_seconds > 0 ? bytes / row_seconds / r->copy_Bps : 0.0);
     CHECK(doc);
     return doc;
 }

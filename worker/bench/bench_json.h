@@ -19,9 +19,11 @@ json_t *bench_run_json(const struct workload *w, const struct workload_run *run,
 json_t *bench_product_json(const struct cuda_product *p);
 /* A step by op: name, seconds, host_seconds, ops {name: seconds}. */
 json_t *bench_step_json(const struct cuda_step_shape *shape, const struct cuda_step_times *t);
-/* What decode attention of a decode-only step reached of the copy ceiling. */
+/* What decode attention of a decode-only step reached of the copy ceiling: between two marks in
+ * each layer of a step (ms, share_copy), and one layer's behind another's (row_ms, row_share_copy).
+ */
 json_t *bench_attention_json(const struct cuda_step_shape *shape, const struct cuda_step_times *t,
-                             const struct roofline *r);
+                             double row_seconds, const struct roofline *r);
 /* Appends to the array under `key`, which is made where it is missing. */
 void bench_append(json_t *doc, const char *key, json_t *value);
 /* The figure `key` of the member of array `list` whose `name` is `value`; 0: it has none. */
