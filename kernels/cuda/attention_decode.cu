@@ -52,12 +52,22 @@ template <int DH, int STAGES> struct ring {
     {
         fence_async_shared();
     }
-    /* The producer's; one lane. */
-    METHOD void load(const bf16 *src)
+    /* The producer's; one lane. Of a row's last chunk only the keys that there are: half a chunk is
+     * 8 % of a sequence of 192. */
+    METHOD void load(const bf16 *src, int keys)
     {
+        typedef chunk_layout<DH> at;
+        const uint32_t to = data + stage * BYTES, bar = full + stage * 8;
+        const int bytes = keys * at::ROW_BYTES;
         barrier_wait(empty + stage * 8, turn ^ 1);
-        barrier_expect(full + stage * 8, BYTES);
-        bulk_load(data + stage * BYTES, src, BYTES, full + stage * 8);
+        barrier_expect(bar, at::PARTS * bytes);
+        if (at::PARTS == 1 || keys == CHUNK_KEYS) {
+            bulk_load(to, src, at::PARTS * bytes, bar);
+        } else {
+#pragma unroll
+            for (int i = 0; i < at::PARTS; i++)
+                bulk_load(to + i * at::PART_BYTES, src + i * (at::PART_BYTES / 2), bytes, bar);
+        }
         step();
     }
 };
@@ -90,14 +100,16 @@ DEVICE void produce(ring<DH, STAGES> &tiles, const struct attention_cuda &a, int
             for (int value = 0; value < 2; value++)
 #pragma unroll 1
                 for (int c = p.first_chunk(); c <= p.last_chunk(); c++) {
-                    if (!waited && split * CHUNKS + c == newest) {
+                    const bool ends = split * CHUNKS + c == newest;
+                    if (ends && !waited) {
                         grid_wait();
                         waited = true;
                     }
                     tiles.load(a.kv +
-                               ((int64_t)(c < 2 ? page0 : page1) * a.n_kv_heads + s.head) *
-                                   (2 * PAGE_KEYS * DH) +
-                               (value * PAGE_KEYS + (c & 1) * CHUNK_KEYS) * DH);
+                                   ((int64_t)(c < 2 ? page0 : page1) * a.n_kv_heads + s.head) *
+                                       (2 * PAGE_KEYS * DH) +
+                                   (value * PAGE_KEYS + (c & 1) * CHUNK_KEYS) * DH,
+                               ends ? s.keys - newest * CHUNK_KEYS : CHUNK_KEYS);
                 }
         }
     }

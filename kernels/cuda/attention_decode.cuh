@@ -65,7 +65,7 @@ DEVICE void scores(float (&s)[SPLIT_KEYS / 16][4], const uint32_t (&q)[DH / 16][
         }
 }
 
-/* Rows past the end hold another sequence's values: 0 * NaN is NaN. */
+/* Rows past the end hold what the ring had before: 0 * NaN is NaN. */
 template <int DH, class R> DEVICE void clear_tail(uint32_t base, int valid)
 {
     constexpr int PIECES = DH / 8 / R::TURNS; /* of a row */
