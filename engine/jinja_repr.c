@@ -141,6 +141,8 @@ static int put_repr_dict(struct writer *w, const struct jinja_dict *dict, int de
 static int put_range(struct writer *w, const struct jinja_list *range)
 {
     char buf[96];
+    if (range->step == 0)
+        return jinja_fail(w->run, "integer beyond 64 bits");
     if (range->step == 1)
         snprintf(buf, sizeof buf, "range(%lld, %lld)", (long long)range->start,
                  (long long)range->stop);

@@ -98,7 +98,7 @@ struct jinja_list {
     struct jinja_value *items;
     size_t n;
     size_t next;               /* iter: how far it was walked */
-    int64_t start, stop, step; /* range */
+    int64_t start, stop, step; /* range; step 0: one of them is beyond 64 bits */
 };
 struct jinja_dict { /* in insertion order, as in Python */
     struct jinja_value *keys, *values;
