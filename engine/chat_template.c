@@ -14,6 +14,7 @@
 
 #include "engine/jinja_eval.h"
 #include "engine/jinja_text.h"
+#include "engine/plain_file.h"
 
 enum { TEMPLATE_BYTES_MAX = 1 << 20 };
 
@@ -133,7 +134,7 @@ static int open_file(struct chat_template **out, const char *path, bool piped, s
     char *text = NULL;
     size_t used = 0;
     struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | (piped ? 0 : O_NONBLOCK));
+    int fd = piped ? open(path, O_RDONLY | O_CLOEXEC) : plain_file_open(AT_FDCWD, path);
     if (fd < 0)
         return errno == ENOENT ? E_OK : err_errno(err, E_FATAL, "%s: cannot open", path);
     if (!piped && (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))) {

@@ -6,6 +6,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "engine/plain_file.h"
+
 const struct json_limits json_limits_job = {.bytes_max = 4u << 20, .depth_max = 64};
 const struct json_limits json_limits_file = {
     .bytes_max = 64u << 20, .depth_max = 64, .wide_integers = true};
@@ -115,7 +117,7 @@ int json_parse_file(json_t **out, const char *path, const struct json_limits *li
     char *text = NULL;
     struct stat st;
     /* a FIFO is refused below, not waited for */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    int fd = plain_file_open(AT_FDCWD, path);
     if (fd < 0)
         return err_errno(err, E_FATAL, "%s: cannot open", path);
     if (fstat(fd, &st) != 0) {

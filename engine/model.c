@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "engine/log.h"
+#include "engine/plain_file.h"
 #include "engine/weights.h"
 
 enum { CONFIG_BYTES_MAX = 1 << 20, COMMIT_MAX = 128 };
@@ -48,7 +49,7 @@ static int read_text(const char *dir, const char *name, bool optional, struct st
     if (!join(path, dir, name))
         return err_set(err, E_FATAL, "%s: want a path below %d bytes", name, PATH_MAX);
     /* a FIFO is refused below, not waited for */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    int fd = plain_file_open(AT_FDCWD, path);
     if (fd < 0 && optional && !has_entry(dir, name))
         return E_OK;
     if (fd < 0)

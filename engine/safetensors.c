@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "engine/json.h"
+#include "engine/plain_file.h"
 
 enum { LENGTH_BYTES = 8, NAME_SHOWN = 96 };
 
@@ -353,7 +354,7 @@ int safetensors_open(struct safetensors *out, const char *path, struct err *err)
     char *head = NULL;
     struct stat st;
     /* a FIFO is refused below, not waited for */
-    struct safetensors file = {.fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+    struct safetensors file = {.fd = plain_file_open(AT_FDCWD, path)};
     *out = (struct safetensors){.fd = -1};
     if (file.fd < 0)
         return err_errno(err, E_FATAL, "%s: cannot open", path);

@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "engine/plain_file.h"
+
 /* ---- open ---- */
 
 /* Sets what decoding writes for a token, given its string in the file. */
@@ -172,7 +174,7 @@ static int read_file(struct str *out, const char *dir, const char *name, bool ma
     if (snprintf(path, sizeof path, "%s/%s", dir, name) >= (int)sizeof path)
         return err_set(err, E_FATAL, "%.60s...: path too long", dir);
     /* a FIFO is refused below, not waited for */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    int fd = plain_file_open(AT_FDCWD, path);
     if (fd < 0)
         return may_miss && errno == ENOENT ? E_OK
                                            : err_errno(err, E_FATAL, "%s: cannot open", path);

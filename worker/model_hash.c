@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "engine/log.h"
+#include "engine/plain_file.h"
 #include "worker/cache_folder.h"
 #include "worker/job/text.h"
 
@@ -47,7 +48,7 @@ static int hash_file(const char *path, uint8_t out[32], const bool *stop, struct
     int rc = E_OK;
     EVP_MD_CTX *h = EVP_MD_CTX_new();
     char *block = mem_alloc(BLOCK, 1);
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* no FIFO is waited for */
+    int fd = plain_file_open(AT_FDCWD, path); /* no FIFO is waited for */
     ssize_t n = 0;
     if (!h || !block || fd < 0 || EVP_DigestInit_ex(h, EVP_sha256(), NULL) != 1)
         rc = err_errno(err, E_FATAL, "%s: cannot hash", path);

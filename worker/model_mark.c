@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "engine/plain_file.h"
 #include "worker/job/text.h"
 #include "worker/model_hash.h"
 
@@ -39,7 +40,7 @@ static int mark_file(const char *path, struct text *scratch, char hex[65], struc
     uint8_t sha[32];
     struct stat st;
     bool failed = false;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* no FIFO is waited for */
+    int fd = plain_file_open(AT_FDCWD, path); /* no FIFO is waited for */
     if (fd < 0 || fstat(fd, &st) != 0) {
         int rc = err_errno(err, E_FATAL, "%s: cannot read", path);
         if (fd >= 0)

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "tests/unit/lease_holder.h"
 #include "worker/job/config_folder.h"
 #include "worker/job/prepare.h"
 
@@ -258,6 +259,22 @@ static void what_is_broken_is_refused(void **state)
     mem_free(large);
 }
 
+/* Nor is the reading thread held: the holder is asked, and the folder read again later. */
+static void a_lease_is_no_refusal(void **state)
+{
+    (void)state;
+    char path[300];
+    json_t *doc = NULL;
+    struct err err = {0};
+    put("system.txt", "one");
+    snprintf(path, sizeof path, "%.60s/system.txt", folder);
+    pid_t holder = lease_take(path);
+    if (config_folder_read(&doc, folder, &err) != E_RETRY)
+        fail_msg("code %d, \"%s\"", err.code, err.msg);
+    assert_true(lease_given_up(holder));
+    job_config_release(load());
+}
+
 /* As the kubelet does it: what the link named when the reading began is what is read. */
 static void a_link_is_followed_once(void **state)
 {
@@ -301,6 +318,7 @@ int main(void)
         WITH_FOLDER(system_prompts_go_to_chats_without_one),
         WITH_FOLDER(a_job_is_prepared_again),
         WITH_FOLDER(what_is_broken_is_refused),
+        WITH_FOLDER(a_lease_is_no_refusal),
         WITH_FOLDER(a_link_is_followed_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

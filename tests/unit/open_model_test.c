@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "tests/unit/lease_holder.h"
 #include "tests/unit/models_root.h"
 #include "worker/open_model.h"
 
@@ -162,7 +163,6 @@ static void a_fifo_is_refused_not_waited_for(void **state)
 {
     (void)state;
     char dir[PATH_MAX], want[64];
-    assert_int_equal(models_root_make(state), 0);
     for (size_t i = 0; i < TR_COUNT(tiny_files); i++) {
         snprintf(dir, sizeof dir, "%s/%s.d", root, tiny_files[i]);
         folder_with_fifo(dir, tiny_files[i]);
@@ -176,7 +176,27 @@ static void a_fifo_is_refused_not_waited_for(void **state)
         if (rc != E_FATAL || !strstr(err.msg, want))
             fail_msg("%s: code %d, \"%s\"", tiny_files[i], rc, err.msg);
     }
-    assert_int_equal(models_root_remove(state), 0);
+}
+
+/* A file server's client may hold one on any file. */
+static void a_lease_on_a_file_is_waited_for(void **state)
+{
+    (void)state;
+    char dir[PATH_MAX], path[2 * PATH_MAX], command[3 * PATH_MAX];
+    snprintf(dir, sizeof dir, "%s/leased", root);
+    snprintf(command, sizeof command, "cp -RL %s %s", tiny_model, dir);
+    assert_int_equal(system(command), 0);
+    for (size_t i = 0; i < TR_COUNT(tiny_files); i++) {
+        struct model_opts o = {.dir = dir, .engine = {.kind = ENGINE_CPU}};
+        struct loaded_model m;
+        struct err err = {0};
+        snprintf(path, sizeof path, "%s/%s", dir, tiny_files[i]);
+        pid_t holder = lease_take(path);
+        if (loaded_model_open(&m, &o, &err) != E_OK)
+            fail_msg("%s: %s", tiny_files[i], err.msg);
+        loaded_model_close(&m);
+        assert_true(lease_given_up(holder));
+    }
 }
 
 /* --chat-template <(...) */
@@ -221,8 +241,9 @@ int main(void)
         cmocka_unit_test(folder_gives_the_rules),
         cmocka_unit_test(nothing_stays_open_on_error),
         cmocka_unit_test(a_fifo_is_refused_not_waited_for),
+        cmocka_unit_test(a_lease_on_a_file_is_waited_for),
         cmocka_unit_test(a_named_template_may_be_a_pipe),
         cmocka_unit_test(hub_cache_is_named_after_the_repository),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, models_root_make, models_root_remove);
 }

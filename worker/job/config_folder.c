@@ -50,6 +50,8 @@ static int read_file(struct reading *r, const char *name, struct err *err)
     char *at;
     text_reset(&r->text);
     int fd = openat(r->fd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0 && errno == EWOULDBLOCK) /* its holder has been asked for it */
+        return err_errno(err, E_RETRY, "%s/%s: another process has a lease", r->dir, name);
     if (fd < 0)
         return failed(r, name, err);
     while (r->bytes + r->text.len <= CONFIG_FOLDER_BYTES_MAX && (at = text_room(&r->text, 65536)) &&

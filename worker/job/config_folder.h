@@ -18,7 +18,7 @@ enum { CONFIG_FOLDER_BYTES_MAX = 1 << 20 }; /* all files together: what a Config
 
 /* *out: {"defaults": {...}, "chat_template": "...", "system": {...}}, members only where there is a
  * file; a new reference. E_USAGE names the file and what is wrong; E_RETRY: it changed under the
- * reader, or memory or a descriptor was refused. */
+ * reader, or memory or a descriptor was refused, or another process has a lease on a file. */
 int config_folder_read(json_t **out, const char *dir, struct err *err) TR_MUSTCHECK;
 
 /* Appends what tells one state of the directory from another without reading files: the link's
