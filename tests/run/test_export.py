@@ -3,6 +3,9 @@ import json
 import os
 import sqlite3
 import stat
+import subprocess
+
+import pytest
 
 
 def write(path, text):
@@ -185,6 +188,23 @@ def test_what_cannot_be_written_leaves_nothing_unfinished(tranche, tmp_path):
     process = tranche("export", "--db", "o.db", "--errors", "e", "--output", "folder")
     assert process.returncode == 74 and b"folder: cannot rename" in process.stderr
     assert list(tmp_path.glob("*.tmp")) == []
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_disk_without_room_for_the_files(tranche, binary, tmp_path, room):
+    """Full as they are made (here of inodes; the root is one) is as full as when they grow."""
+    run_jobs(tranche, tmp_path)
+    (tmp_path / "full").mkdir()
+    mount = f"mount -t tmpfs -o nr_inodes={1 + room} none full"
+    inside = ["unshare", "-rm", "sh", "-c"]
+    if subprocess.run([*inside, mount], cwd=tmp_path, capture_output=True).returncode != 0:
+        pytest.skip("no mount namespaces here")
+    script = f"{mount} && '{binary}' export --db o.db --output full/o; code=$?; ls -A full; exit $code"
+    process = subprocess.run([*inside, script], cwd=tmp_path, capture_output=True, timeout=120)
+    assert process.returncode == 74, process.stderr
+    name = ["full/o", "full/o.errors.jsonl"][room]
+    assert f"tranche export: {name}: cannot write: No space left on device" in process.stderr.decode()
+    assert process.stdout == b""
 
 
 def test_what_is_no_file_is_written_as_it_is(tranche, tmp_path):

@@ -229,13 +229,14 @@ int command_submit(const struct config *config)
 
 int command_export(const struct config *config)
 {
+    struct err err = {0};
     struct export_opts o = {.batch = config_text(config, "batch"),
                             .run = config_text(config, "run"),
                             .output = config_text(config, "output"),
                             .errors = config_text(config, "errors")};
     command_log_setup(config);
     postgres_opts_from_config(&o.db, config);
-    return export_main(&o);
+    return export_main(&o, &err) < 0 ? command_failed(config, &err) : EXIT_WELL;
 }
 
 int command_help(const struct config *config)

@@ -97,7 +97,11 @@ static int output_open(struct output *o, const char *path, struct err *err)
         snprintf(o->fresh, sizeof o->fresh, "%s.%ld.tmp", path, (long)getpid());
     const char *name = *o->fresh ? o->fresh : path;
     o->f = fopen(name, "we");
-    return o->f ? E_OK : err_errno(err, E_USAGE, "%s: cannot write", name);
+    if (o->f)
+        return E_OK;
+    if (errno == ENOSPC || errno == EDQUOT || errno == EIO) /* as when the disk fills later */
+        return command_output_failed(err, path, "write");
+    return err_errno(err, E_USAGE, "%s: cannot write", name);
 }
 
 /* keep: the file gets its name; else it goes. */
@@ -375,23 +379,15 @@ static int write_files(struct exporter *x, struct err *err)
     return rc;
 }
 
-int export_main(const struct export_opts *o)
+int export_main(const struct export_opts *o, struct err *err)
 {
     struct exporter x = {.opts = o, .run = str_of(o->run && *o->run ? o->run : "main")};
-    struct err err = {0};
-    int rc = query_open(&x.q, &o->db, QUERY_READ, &err);
+    int rc = query_open(&x.q, &o->db, QUERY_READ, err);
     if (rc >= 0)
-        rc = choose_batch(&x, &err);
+        rc = choose_batch(&x, err);
     if (rc >= 0)
-        rc = write_files(&x, &err);
-    int code = rc == E_OK                              ? EXIT_WELL
-               : rc == E_USAGE                         ? EXIT_USAGE
-               : rc == E_RETRY                         ? EXIT_UNREACHABLE
-               : strcmp(err.type, COMMAND_OUTPUT) == 0 ? EXIT_OUTPUT
-                                                       : EXIT_MODEL;
-    if (rc < 0)
-        fprintf(stderr, "tranche export: %s\n", err.msg);
+        rc = write_files(&x, err);
     query_close(x.q);
     text_close(&x.line);
-    return code;
+    return rc;
 }

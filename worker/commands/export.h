@@ -14,10 +14,9 @@ struct export_opts {
 };
 
 /* Writes both files in input order (where the source knows one, else by custom_id). A file appears
- * under its name only when it is complete; a pipe or device is written as it is. Returns an enum
- * exit_code:
- * EXIT_WELL, EXIT_USAGE (unknown batch), EXIT_MODEL (rights, schema, damage), EXIT_UNREACHABLE (no
- * database), EXIT_OUTPUT (a file that cannot be written whole). */
-int export_main(const struct export_opts *o);
+ * under its name only when it is complete; a pipe or device is written as it is. E_USAGE: unknown
+ * batch, a file that cannot be made; E_FATAL: rights, schema, damage, or of type COMMAND_OUTPUT a
+ * file that cannot be written whole; E_RETRY: no database. */
+int export_main(const struct export_opts *o, struct err *err) TR_MUSTCHECK;
 
 #endif
