@@ -573,6 +573,30 @@ def test_a_group_that_was_reset_is_left_there(binary, tmp_path, broker):
     assert rows(desk) == 200 and lag(desk) == 0, "the next one starts where the database says"
 
 
+def test_one_partition_is_done_without_lag_beside_a_group_that_leaves(binary, tmp_path, broker,
+                                                                      postgres):
+    """Scaled to zero, it still commits what it had in hand behind the first look of --partition."""
+    desk = on_kafka(PostgresDesk(postgres, binary, tmp_path, "leaves"), broker, partitions=1)
+    desk.submit(jobs(100), "b")
+    slowly = ("--sim-step", "20ms", "--slots", "1")
+    member = start(desk, *slowly)
+    wait(lambda: lag(desk) < 100)
+    with open(tmp_path / "log", "wb") as log:
+        one = start(desk, "--partition", "0", *slowly, log=log)
+    try:
+        wait(lambda: "event=partition_start" in (tmp_path / "log").read_text())
+        more, before = rows(desk) + 8, lag(desk)
+        wait(lambda: rows(desk) >= more)
+        member.terminate()
+        member.wait(60)
+        assert 0 < lag(desk) < before
+        assert one.wait(120) == 0 and rows(desk) == 100 and lag(desk) == 0
+    finally:
+        for worker in (member, one):
+            worker.kill()
+            worker.wait(60)
+
+
 # ---- audit ----
 
 @pytest.mark.parametrize("on", ["redis", "kafka"])

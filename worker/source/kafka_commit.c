@@ -34,8 +34,8 @@ void kafka_on_commit(rd_kafka_t *rk, rd_kafka_resp_err_t code,
 
 enum { ASK_MS = 2000, CLOSING_MS = 5000 };
 static const int64_t SECOND_NS = 1000000000;
-/* With a commit of a worker with --partition: it is at work; it has left. */
-static const char sign[] = "tranche --partition ", farewell[] = "tranche has left --partition";
+/* The metadata of a worker's commits: with --partition, while it is at work; else. */
+static const char sign[] = "tranche --partition ", mark[] = "tranche worker";
 
 bool kafka_sign(const void *metadata, size_t size)
 {
@@ -43,12 +43,12 @@ bool kafka_sign(const void *metadata, size_t size)
 }
 
 /* The library frees it with the list. */
-static void add_sign(struct source_kafka *k, rd_kafka_topic_partition_t *t)
+static void add_mark(struct source_kafka *k, rd_kafka_topic_partition_t *t)
 {
-    char text[sizeof farewell + 32];
+    char text[sizeof sign + 32];
     int n = k->alone ? snprintf(text, sizeof text, "%s%016llx %u", sign,
                                 (unsigned long long)k->name, ++k->signs)
-                     : snprintf(text, sizeof text, "%s", farewell);
+                     : snprintf(text, sizeof text, "%s", mark);
     t->metadata = rd_kafka_mem_malloc(k->rk, (size_t)n);
     t->metadata_size = t->metadata ? (size_t)n : 0;
     if (t->metadata)
@@ -63,18 +63,19 @@ static bool is_ours(const struct source_kafka *k, const rd_kafka_topic_partition
     return t->metadata && t->metadata_size > n && memcmp(t->metadata, text, n) == 0;
 }
 
+/* A worker's own: neither a seek nor another tool's reset. */
 static bool is_progress(const rd_kafka_topic_partition_t *t)
 {
     return kafka_sign(t->metadata, t->metadata_size) ||
-           (t->metadata && t->metadata_size == sizeof farewell - 1 &&
-            memcmp(t->metadata, farewell, sizeof farewell - 1) == 0);
+           (t->metadata && t->metadata_size == sizeof mark - 1 &&
+            memcmp(t->metadata, mark, sizeof mark - 1) == 0);
 }
 
 /* The broker takes from one partition's worker whatever it says, so that looks first: what a seek
  * or a reset has put there since stays, or a worker that stands still, and only repeats its sign of
- * life, would undo it. Of another such worker's progress nothing is taken back, but what is done
- * beyond that is said: the other may be gone. What comes between this look and the commit is not
- * seen: Kafka has no commit on a condition. E_RETRY: no answer. */
+ * life, would undo it. Of another worker's progress nothing is taken back, but what is done beyond
+ * that is said: the other may be gone. What comes between this look and the commit is not seen:
+ * Kafka has no commit on a condition. E_RETRY: no answer. */
 static int mind_others(struct source_kafka *k, int64_t value, bool sync, bool *moved,
                        struct err *err)
 {
@@ -134,8 +135,7 @@ int kafka_commit(struct source_kafka *k, bool sync, struct err *err)
             continue;
         rd_kafka_topic_partition_t *t = rd_kafka_topic_partition_list_add(list, k->topic, i);
         t->offset = value;
-        if (k->opts.partition >= 0)
-            add_sign(k, t);
+        add_mark(k, t);
     }
     if (list->cnt && k->opts.partition >= 0) {
         rc = mind_others(k, list->elems[0].offset, sync, &moved, err);

@@ -100,7 +100,8 @@ void kafka_mind_resets(struct source_kafka *k);
 
 /* ---- kafka_commit.c ---- */
 
-/* Everything that may be committed and is not yet; waits for the answer where sync. */
+/* Everything that may be committed and is not yet, marked as a worker's; waits for the answer where
+ * sync. */
 int kafka_commit(struct source_kafka *k, bool sync, struct err *err);
 /* A worker with --partition is no member of its group, so the broker would let a `seek` pass: a
  * sign of life goes with its commits, another one every 15 s, and is taken back when it leaves. It
