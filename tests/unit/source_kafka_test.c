@@ -78,9 +78,15 @@ static void a_refused_partition_does_not_keep_an_idle_worker(void **state)
     assert_int_equal(group_lag(m.source), MESSAGES); /* nothing was acknowledged */
 }
 
+/* The mock sends partitions beside a topic's error, which no broker does, and a client from 2.1 to
+ * one before 2.16 dies of it (2.3.0 and 2.8.0 seen to). tests/run/test_kafka_clients.py has a real
+ * one.
+ */
 static void no_right_to_the_topic_is_fatal(void **state)
 {
     (void)state;
+    if (rd_kafka_version() >= 0x02010000 && rd_kafka_version() < 0x02100000)
+        skip();
     rd_kafka_mock_topic_set_error(m.cluster, "t", RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
     assert_int_equal(open_source(), E_FATAL);
     assert_non_null(strstr(m.err.msg, "authorization"));
