@@ -27,7 +27,7 @@ THREADED = re.compile(r"(?:^|_)(worker|intake|queue|park|cancel|spool|outbox|upl
                       r"kernel|linear|sim)")
 # The whole grid, ten megabytes of text, brokers that come and go, what waits for memory or a silent host: for
 # `all`, not for `check`.
-LONG = "unit/(sameness|tokenizer_golden|worker_memory|postgres_hosts|source_kafka|kafka_.*(errors|losses))_test$"
+LONG = "unit/(sameness|tokenizer_golden|worker_memory|postgres_hosts|source_kafka|kafka_.*(alone|errors|losses))_test$"
 SHOWN_LINES = 60
 # Lines of a failed step that say nothing: what a build does well, cases that passed.
 DULL = re.compile(r"^\[\d+/\d+\] (Building|Linking|cd )|\[ RUN      \]|\[       OK \]|^\tunit/|^\s*$")

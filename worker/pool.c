@@ -1,6 +1,7 @@
 /* pool: the prepare threads. See prepare.h. */
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 
 #include "engine/log.h"
 #include "worker/failpoint.h"
@@ -20,6 +21,7 @@ struct pool_thread {
 struct pool {
     struct pool_opts opts;
     int started;
+    _Atomic int64_t unrendered;
     struct pool_thread threads[];
 };
 
@@ -61,6 +63,14 @@ static bool prepare(struct pool_thread *t, struct item *item)
     return !queue_push(o->tasks, item, 1);
 }
 
+/* A job that the breaker holds is rendered again, much later. */
+static void rendered(struct pool *p, struct job *job)
+{
+    if (job->unrendered_ns)
+        atomic_fetch_sub(&p->unrendered, 1);
+    job->unrendered_ns = 0;
+}
+
 /* False: memory was refused, and it stands in the queue again, behind others that may find some.
  * Not for ever: a row may be too large for what there is. */
 static bool render(struct pool_thread *t, struct item *item)
@@ -69,17 +79,20 @@ static bool render(struct pool_thread *t, struct item *item)
     struct job *job = item->ptr;
     if (result_render(job, o->result, &t->result)) {
         t->wait_ns = 0;
-        job->unrendered_ns = 0; /* a job that the breaker holds is rendered again, much later */
+        rendered(t->pool, job);
         return true;
     }
     int64_t now = clock_mono_ns(clock_system());
-    job->unrendered_ns = job->unrendered_ns ? job->unrendered_ns : now;
+    if (!job->unrendered_ns) {
+        job->unrendered_ns = now;
+        atomic_fetch_add(&t->pool->unrendered, 1);
+    }
     if (now - job->unrendered_ns < (o->render_ns ? o->render_ns : RENDER_NS)) {
         pace(t, job);
         return !queue_push(o->tasks, item, 1);
     }
     LOG(LOG_ERROR, "row_without_texts", LOG_I("sequence", job->sequence));
-    job->unrendered_ns = 0;
+    rendered(t->pool, job);
     result_render_bare(job, o->result);
     return true;
 }
@@ -148,6 +161,11 @@ int pool_open(struct pool **out, const struct pool_opts *opts, struct err *err)
     }
     *out = p;
     return E_OK;
+}
+
+int64_t pool_unrendered(const struct pool *pool)
+{
+    return atomic_load(&pool->unrendered);
 }
 
 void pool_close(struct pool *pool)

@@ -50,20 +50,29 @@ static void note_end(struct worker *w, const struct job *job, bool failed)
     release_held(w);
 }
 
-/* The model: its texts are too large for a row, or this machine had no memory for them. */
-static bool did_its_part(const struct result *r)
+/* The model did its part: its texts are too large for a row. */
+static bool is_too_large(const struct result *r)
 {
-    return str_eq(r->error_code, STR("too_large")) || str_eq(r->error_code, STR("no_memory"));
+    return str_eq(r->error_code, STR("too_large"));
+}
+
+/* This machine had no memory for its texts: that says nothing of the model, neither good nor bad.
+ */
+static bool says_nothing(const struct result *r)
+{
+    return str_eq(r->error_code, STR("no_memory"));
 }
 
 bool worker_hold(struct worker *w, struct job *job)
 {
     bool ok = job->result && job->result->status == RESULT_OK;
     bool failed = job->result && job->result->status == RESULT_FAILED;
-    if (failed && did_its_part(job->result)) {
+    if (failed && is_too_large(job->result)) {
         ok = true;
         failed = false;
     }
+    if (failed && says_nothing(job->result))
+        failed = false;
     if (ok || failed)
         note_end(w, job, failed);
     else

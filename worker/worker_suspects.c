@@ -7,6 +7,9 @@
 #include "worker/worker_impl.h"
 
 static const int64_t TURN_NS = 60000000000;
+/* Rows without memory, above which it is this machine that has none, rather than a few rows that
+ * are too large for it: whatever were begun would end without its texts too. */
+enum { UNRENDERED_MAX = 16 };
 
 void worker_wait(struct worker *w, struct job *job)
 {
@@ -65,6 +68,8 @@ int64_t worker_room(struct worker *w)
     w->group = turn;
     if (turn)
         return TR_MIN(suspects_group(&w->suspects, w->wave), through);
+    if (pool_unrendered(w->pool) > UNRENDERED_MAX)
+        return 0;
     int64_t room = w->ready_cap - (int64_t)ready_queue_length(w->ready);
     return room < TR_MIN(w->ready_cap / 4, 64) ? 0 : TR_MIN(room, through);
 }

@@ -189,6 +189,34 @@ static void rows_without_memory_open_no_breaker(void **state)
     assert_int_equal(ask("SELECT count(*) FROM results WHERE error_code='no_memory'"), N);
 }
 
+/* A host without memory ends those that are begun, a minute later each; it begins no more of them.
+ */
+static void a_host_without_memory_begins_no_more(void **state)
+{
+    (void)state;
+    enum { N = LINES_MAX, COUNTED_AT_ONCE = 1024 };
+    static char text[N][4200];
+    static const char *lines[N];
+    struct setting set = {.lines = lines,
+                          .n = N,
+                          .claim_rows = 3000,
+                          .claim_bytes = 64 << 20,
+                          .step_ns = 25000000,
+                          .grace_ns = 100000000,
+                          .stop = &stop_flag};
+    for (int i = 0; i < N; i++) {
+        snprintf(text[i], sizeof text[i], "{\"id\":\"j%d\",\"prompt\":\"%03900d\"}", i, i);
+        lines[i] = text[i];
+    }
+    metrics_reset();
+    refuse(ROOM, ROOM, 0, INT32_MAX);
+    stop_in(3);
+    assert_int_equal(run(&set), E_OK);
+    alarm(0);
+    assert_in_range(metric_get(METRIC_ATTEMPTS, ATTEMPT_STARTED), COUNTED_AT_ONCE / 2,
+                    COUNTED_AT_ONCE + 64);
+}
+
 /* The worker has failed, so nobody will look at the rows that are being made. */
 static void an_end_waits_for_no_row_without_memory(void **state)
 {
@@ -243,6 +271,7 @@ int main(void)
         WITH_LARGE(a_message_without_memory_is_read_again),
         WITH_LARGE(a_row_that_never_finds_memory_is_made_without_its_texts),
         WITH_LARGE(rows_without_memory_open_no_breaker),
+        WITH_LARGE(a_host_without_memory_begins_no_more),
         WITH_LARGE(an_end_waits_for_no_row_without_memory),
         WITH_LARGE(a_refusal_without_memory_is_a_row),
     };

@@ -142,7 +142,7 @@ struct setting {
     int n, before, after, fatal_at, stall_at, down_at, down_for;
     int64_t spool_bytes; /* 0: no spool */
     double fail_share, breaker;
-    int64_t step_ns, grace_ns, claim_rows;
+    int64_t step_ns, grace_ns, claim_rows, claim_bytes;
     int64_t fault_at; /* step at which the first engine is lost */
     int engines;      /* 0: one */
     int32_t flush_rows;
@@ -246,7 +246,7 @@ static int run_over(const struct setting *set, struct sink *sink, struct loaded_
                                .group = "test",
                                .prepare_threads = 2,
                                .claim_rows = set->claim_rows ? set->claim_rows : 64,
-                               .claim_bytes = 1 << 20,
+                               .claim_bytes = set->claim_bytes ? set->claim_bytes : 1 << 20,
                                .flush_rows = set->flush_rows ? set->flush_rows : 16,
                                .flush_ns = set->flush_ns ? set->flush_ns : 20000000,
                                .grace_ns = set->grace_ns ? set->grace_ns : 5000000000,

@@ -54,6 +54,8 @@ struct pool_opts {
     int64_t render_ns; /* how long memory may be refused to a row; 0: 60 s */
 };
 int pool_open(struct pool **out, const struct pool_opts *opts, struct err *err) TR_MUSTCHECK;
+/* Rows that memory was refused to and that are tried again. */
+int64_t pool_unrendered(const struct pool *pool);
 void pool_close(struct pool *pool); /* waits for the threads; NULL is legal */
 
 #endif

@@ -70,6 +70,8 @@ static int read_signs(const struct kafka_admin *a, const struct seek_move *moves
     for (int i = 0; i < n; i++)
         rd_kafka_topic_partition_list_add(*out, a->topic, moves[i].partition);
     rd_kafka_resp_err_t code = rd_kafka_committed(a->rk, *out, ANSWER_MS);
+    for (int i = 0; i < n && code == RD_KAFKA_RESP_ERR_NO_ERROR; i++)
+        code = (*out)->elems[i].err; /* no answer is no sign */
     if (code == RD_KAFKA_RESP_ERR_NO_ERROR)
         return E_OK;
     rd_kafka_topic_partition_list_destroy(*out);
