@@ -235,6 +235,27 @@ struct product { /* operands of one GEMM */
     const struct weight *w;
     const void *bias, *residual; /* or NULL */
 };
+/* cuda_trial.c: a way to make a product, tried on the operands at hand. Errors are CUDA's; run
+ * gives cudaErrorNotSupported where the library refuses. */
+enum { TRIAL_RUNS_MAX = 5 };
+struct trial {
+    cudaError_t (*run)(struct cuda_backend *b, const struct trial *t, void *out,
+                       const struct product *on);
+    const struct product *on;
+    size_t bytes; /* of the product */
+    int64_t rows;
+    int kind;
+    const struct plan *plan; /* or NULL */
+};
+/* Once into `out`; a residual is copied there first and added in place, as in a step. */
+cudaError_t cuda_trial_run(struct cuda_backend *b, const struct trial *t, void *out);
+/* Whether two runs give the bits of `want`; `makes`: the first of them makes these. */
+cudaError_t cuda_trial_same(struct cuda_backend *b, const struct trial *t, void *want, bool makes,
+                            void *out, bool *same);
+/* The middle of a few runs into `out`, weights out of the cache. */
+cudaError_t cuda_trial_time(struct cuda_backend *b, const struct trial *t, void *out, int runs,
+                            double *seconds);
+
 void cuda_gemm(struct cuda_backend *b, void *out, const struct product *on, int kind, int64_t rows);
 /* The same by cuBLASLt alone. */
 void cuda_gemm_planned(struct cuda_backend *b, void *out, const struct product *on, int kind,

@@ -4,7 +4,7 @@
 #include "engine/backend_cuda_impl.h"
 #include "engine/log.h"
 
-enum { TIMED_RUNS = 3, FLUSH_BYTES = 160 << 20, WIDEST_ROWS_MIN = 256, WIDER_ROWS = 256 };
+enum { TIMED_RUNS = 3, WIDEST_ROWS_MIN = 256, WIDER_ROWS = 256 };
 
 int32_t backend_cuda_rows_below(int32_t m)
 {
@@ -86,20 +86,18 @@ static cublasStatus_t plan_run(struct cuda_backend *b, const struct plan *p, voi
                           p->c, &p->algo, b->workspace, WORKSPACE_BYTES, b->stream);
 }
 
-/* The operands that a proof runs on: those at hand; a residual is copied to where the product goes,
- * as in a step, where it is added in place. */
-static cudaError_t run_for_proof(struct cuda_backend *b, const struct plan *p, void *out,
-                                 const struct product *on, bool *ran)
+static cudaError_t by_plan(struct cuda_backend *b, const struct trial *t, void *out,
+                           const struct product *on)
 {
-    struct product in_place = *on;
-    cudaError_t e = cudaSuccess;
-    if (on->residual) {
-        e = cudaMemcpyAsync(out, on->residual, (size_t)(p->m * p->n) * 2, cudaMemcpyDeviceToDevice,
-                            b->stream);
-        in_place.residual = out;
-    }
-    *ran = e == cudaSuccess && plan_run(b, p, out, &in_place) == CUBLAS_STATUS_SUCCESS;
-    return e;
+    return plan_run(b, t->plan, out, on) == CUBLAS_STATUS_SUCCESS ? cudaSuccess
+                                                                  : cudaErrorNotSupported;
+}
+
+static struct trial trial_of(const struct cuda_backend *b, const struct plan *p,
+                             const struct product *on)
+{
+    const int64_t stride = p->kind == LINEAR_LOGITS ? b->logits_stride * 4 : p->n * 2;
+    return (struct trial){by_plan, on, (size_t)(p->m * stride), p->m, p->kind, p};
 }
 
 /* Whether the candidate in p->algo runs and gives the rows of `against` twice; the widest plan's
@@ -107,54 +105,10 @@ static cudaError_t run_for_proof(struct cuda_backend *b, const struct plan *p, v
 static cudaError_t candidate_prove(struct cuda_backend *b, struct plan *p, void *against, void *out,
                                    const struct product *on, bool *first, bool *proven)
 {
-    const int64_t stride = p->kind == LINEAR_LOGITS ? b->logits_stride * 4 : p->n * 2;
-    int32_t differ = 0;
-    bool ran = true;
-    *proven = false;
-    cudaError_t e = cudaMemsetAsync(b->differ, 0, sizeof differ, b->stream);
-    for (int turn = 0; turn < 2 && e == cudaSuccess && ran; turn++) {
-        void *into = *first && turn == 0 ? against : out;
-        e = run_for_proof(b, p, into, on, &ran);
-        if (e == cudaSuccess && ran && into == out)
-            e = (cudaError_t)differ_cuda(against, out, p->m * stride / 16, b->differ, b->stream);
-    }
-    if (!ran || e != cudaSuccess)
-        return e;
-    e = cudaMemcpyAsync(&differ, b->differ, sizeof differ, cudaMemcpyDeviceToHost, b->stream);
-    if (e == cudaSuccess)
-        e = cudaStreamSynchronize(b->stream);
-    *proven = differ == 0;
-    *first = *first && differ != 0;
-    return e;
-}
-
-/* Time of p->algo with its operands out of the cache, as in a step, where 3 GB pass between two
- * uses of a weight: the adjusted logits' block is written over before each run. */
-static cudaError_t candidate_time(struct cuda_backend *b, struct plan *p, void *out,
-                                  const struct product *on, float *ms)
-{
-    const size_t flush =
-        TR_MIN((size_t)FLUSH_BYTES, (size_t)b->logits_stride * 4 * (size_t)b->opts.logits_cap);
-    struct product in_place = *on;
-    float all[TIMED_RUNS];
-    cudaError_t e = cudaSuccess;
-    in_place.residual = on->residual ? out : NULL;
-    for (int i = 0; i < TIMED_RUNS && e == cudaSuccess; i++) {
-        e = cudaMemsetAsync(b->scratch, i, flush, b->stream);
-        if (e == cudaSuccess)
-            e = cudaEventRecord(b->tune[0], b->stream);
-        if (e == cudaSuccess && plan_run(b, p, out, &in_place) != CUBLAS_STATUS_SUCCESS)
-            e = cudaErrorLaunchFailure;
-        if (e == cudaSuccess)
-            e = cudaEventRecord(b->tune[1], b->stream);
-        if (e == cudaSuccess)
-            e = cudaEventSynchronize(b->tune[1]);
-        if (e == cudaSuccess)
-            e = cudaEventElapsedTime(&all[i], b->tune[0], b->tune[1]);
-    }
-    if (e == cudaSuccess)
-        *ms = (float)(cuda_median(all, TIMED_RUNS) * 1e3);
-    return e;
+    const struct trial t = trial_of(b, p, on);
+    const cudaError_t e = cuda_trial_same(b, &t, against, *first, out, proven);
+    *first = *first && !*proven;
+    return e == cudaErrorNotSupported ? cudaSuccess : e;
 }
 
 /* Every candidate of a few widths is timed: the widest, which most steps have, and what a drain
@@ -178,29 +132,30 @@ static int plan_prove(struct cuda_backend *b, struct plan *p, void *against, voi
     cudaError_t e = cudaSuccess;
     const bool timed = is_timed(p);
     bool first = p->widest;
-    float best = 0, at_first = 0;
+    double best = 0, at_first = 0;
     for (int i = 0; i < p->n_candidates && e == cudaSuccess && !(p->proven && !timed); i++) {
         bool proven = false;
-        float ms = 0;
+        double seconds = 0;
         p->algo = p->candidates[i];
         e = candidate_prove(b, p, against, out, on, &first, &proven);
         if (e != cudaSuccess || !proven)
             continue;
+        const struct trial t = trial_of(b, p, on);
         if (timed)
-            e = candidate_time(b, p, out, on, &ms);
-        at_first = p->proven ? at_first : ms;
+            e = cuda_trial_time(b, &t, out, TIMED_RUNS, &seconds);
+        at_first = p->proven ? at_first : seconds;
         /* A later one must be faster by more than the noise. */
-        if (!p->proven || ms < best * 0.98f) {
-            best = ms;
+        if (!p->proven || seconds < best * 0.98) {
+            best = seconds;
             p->chosen = i;
         }
         p->proven = true;
     }
     p->algo = p->candidates[p->chosen];
-    p->us = best * 1e3;
+    p->us = best * 1e6;
     LOG(LOG_DEBUG, "cuda_gemm_plan", LOG_I("m", p->m), LOG_I("n", p->n), LOG_I("k", p->k),
         LOG_I("kind", p->kind), LOG_I("candidates", p->n_candidates), LOG_I("chosen", p->chosen),
-        LOG_I("proven", p->proven), LOG_F("first_us", at_first * 1e3), LOG_F("us", best * 1e3));
+        LOG_I("proven", p->proven), LOG_F("first_us", at_first * 1e6), LOG_F("us", best * 1e6));
     return e == cudaSuccess ? E_OK : cuda_fail(err, e, "GEMM test");
 }
 
@@ -271,7 +226,6 @@ static struct plan *plan_add(struct cuda_backend *b, const struct product *on, i
 {
     struct plan *p = &b->plans[b->n_plans];
     void *against = NULL, *out = NULL;
-    bool ran = true;
     CHECK(b->n_plans < PLANS_MAX);
     *p = (struct plan){.n = on->w->n, .k = on->w->k, .m = m, .kind = kind, .widest = !widest};
     if (plan_make(b, p, err) < 0 || proof_blocks(b, kind, &against, &out, err) < 0) {
@@ -283,9 +237,10 @@ static struct plan *plan_add(struct cuda_backend *b, const struct product *on, i
         return p;
     b->plans_new = true;
     if (widest) {
-        cudaError_t e = run_for_proof(b, widest, against, on, &ran);
-        if (e != cudaSuccess || !ran) {
-            cuda_fail(err, e == cudaSuccess ? cudaErrorLaunchFailure : e, "GEMM test");
+        const struct trial t = trial_of(b, widest, on);
+        const cudaError_t e = cuda_trial_run(b, &t, against);
+        if (e != cudaSuccess) {
+            cuda_fail(err, e, "GEMM test");
             return NULL;
         }
     }
@@ -366,16 +321,16 @@ bool cuda_gemm_for_proof(struct cuda_backend *b, const struct product *on, int k
                          void **made, void **other)
 {
     struct err err = {0};
-    bool ran = true;
     struct plan *p = plan_get(b, on, cuda_gemm_rows(rows), kind, &err);
     if (!p || proof_blocks(b, kind, made, other, &err) < 0) {
         LOG(LOG_ERROR, "cuda_gemm", LOG_S("why", err.msg));
         cuda_launched(b, (int)cudaErrorNotSupported);
         return false;
     }
-    const cudaError_t e = run_for_proof(b, p, *made, on, &ran);
-    cuda_launched(b, (int)(e != cudaSuccess || ran ? e : cudaErrorLaunchFailure));
-    return e == cudaSuccess && ran;
+    const struct trial t = trial_of(b, p, on);
+    const cudaError_t e = cuda_trial_run(b, &t, *made);
+    cuda_launched(b, (int)e);
+    return e == cudaSuccess;
 }
 
 void cuda_gemm_close(struct cuda_backend *b)

@@ -16,33 +16,28 @@ bool cuda_swiglu_fits(const struct cuda_backend *b, const struct weight *w, int6
            w->k >= 512 && (int64_t)b->opts.rows_cap >= rows;
 }
 
+static cudaError_t fused(struct cuda_backend *b, const struct trial *t, void *out,
+                         const struct product *on)
+{
+    return (cudaError_t)gemm_swiglu_cuda(out, on->x, on->w->data, (int)t->rows, (int)(on->w->n / 2),
+                                         (int)on->w->k, b->n_sms, b->stream);
+}
+
 static cudaError_t prove(struct cuda_backend *b, struct buffer *out, struct buffer *gate_up,
                          const struct buffer *x, const struct weight *w, bool *proven)
 {
     const int rows = b->step->rows.n, f = (int)(w->n / 2);
     const struct product on = {x->data, w, NULL, NULL};
-    int32_t differ = 0;
     *proven = false;
     cuda_gemm(b, gate_up->data, &on, LINEAR_PLAIN, rows); /* its plan takes b->proof */
     if (b->launch_error != 0)
         return cudaSuccess; /* step_end tells */
+    const struct trial t = {fused, &on, (size_t)rows * (size_t)f * 2, rows, LINEAR_PLAIN, NULL};
     cudaError_t e = (cudaError_t)swiglu_cuda(b->proof[0], gate_up->data, rows, f, b->stream);
     if (e == cudaSuccess)
-        e = cudaMemsetAsync(b->differ, 0, sizeof differ, b->stream);
-    for (int turn = 0; turn < 2 && e == cudaSuccess; turn++) {
-        e = (cudaError_t)gemm_swiglu_cuda(out->data, x->data, w->data, rows, f, (int)w->k, b->n_sms,
-                                          b->stream);
-        if (e == cudaSuccess)
-            e = (cudaError_t)differ_cuda(b->proof[0], out->data, (int64_t)rows * f / 8, b->differ,
-                                         b->stream);
-    }
-    if (e == cudaSuccess)
-        e = cudaMemcpyAsync(&differ, b->differ, sizeof differ, cudaMemcpyDeviceToHost, b->stream);
-    if (e == cudaSuccess)
-        e = cudaStreamSynchronize(b->stream);
-    *proven = e == cudaSuccess && differ == 0;
+        e = cuda_trial_same(b, &t, b->proof[0], false, out->data, proven);
     LOG(LOG_DEBUG, "cuda_gemm_swiglu", LOG_I("rows", rows), LOG_I("n", w->n), LOG_I("k", w->k),
-        LOG_I("proven", *proven), LOG_I("differ", differ));
+        LOG_I("proven", *proven));
     return e;
 }
 

@@ -5,7 +5,7 @@
 #include "engine/backend_cuda_impl.h"
 #include "engine/log.h"
 
-enum { TIMED_RUNS = 5, FLUSH_BYTES = 160 << 20 };
+enum { TIMED_RUNS = 5 };
 
 /* It has a form for 16, 32 and 64 rows. */
 static int form_of(int64_t rows)
@@ -30,79 +30,39 @@ static cudaError_t thin_run(struct cuda_backend *b, void *out, const struct prod
     return (cudaError_t)gemm_thin_cuda(out, on->x, on->w->data, &p, b->stream);
 }
 
-/* Whether two runs give the bits of `want`; the residual is added in place, as in a step. */
-static cudaError_t prove(struct cuda_backend *b, const void *want, void *out,
-                         const struct product *on, int64_t rows, bool *proven)
+static cudaError_t by_kernel(struct cuda_backend *b, const struct trial *t, void *out,
+                             const struct product *on)
 {
-    const size_t bytes = (size_t)(rows * on->w->n) * 2;
-    struct product in_place = *on;
-    int32_t differ = 0;
-    *proven = false;
-    cudaError_t e = cudaMemsetAsync(b->differ, 0, sizeof differ, b->stream);
-    for (int turn = 0; turn < 2 && e == cudaSuccess; turn++) {
-        if (on->residual) {
-            e = cudaMemcpyAsync(out, on->residual, bytes, cudaMemcpyDeviceToDevice, b->stream);
-            in_place.residual = out;
-        }
-        if (e == cudaSuccess)
-            e = thin_run(b, out, &in_place, rows);
-        if (e == cudaSuccess)
-            e = (cudaError_t)differ_cuda(want, out, (int64_t)bytes / 16, b->differ, b->stream);
-    }
-    if (e == cudaSuccess)
-        e = cudaMemcpyAsync(&differ, b->differ, sizeof differ, cudaMemcpyDeviceToHost, b->stream);
-    if (e == cudaSuccess)
-        e = cudaStreamSynchronize(b->stream);
-    *proven = e == cudaSuccess && differ == 0;
-    return e;
+    return thin_run(b, out, on, t->rows);
 }
 
-/* The middle of a few runs into `out`, by the plan or by the kernel. */
-static cudaError_t timed(struct cuda_backend *b, void *out, const struct product *on, int kind,
-                         int64_t rows, bool thin, double *us)
+static cudaError_t by_plan(struct cuda_backend *b, const struct trial *t, void *out,
+                           const struct product *on)
 {
-    const size_t flush =
-        TR_MIN((size_t)FLUSH_BYTES, (size_t)b->logits_stride * 4 * (size_t)b->opts.logits_cap);
-    struct product in_place = *on;
-    float ms[TIMED_RUNS];
-    cudaError_t e = cudaSuccess;
-    in_place.residual = on->residual ? out : NULL;
-    for (int i = 0; i < TIMED_RUNS && e == cudaSuccess; i++) {
-        e = cudaMemsetAsync(b->scratch, i, flush, b->stream);
-        if (e == cudaSuccess)
-            e = cudaEventRecord(b->tune[0], b->stream);
-        if (e == cudaSuccess && thin)
-            e = thin_run(b, out, &in_place, rows);
-        else if (e == cudaSuccess)
-            cuda_gemm_planned(b, out, &in_place, kind, rows);
-        if (e == cudaSuccess)
-            e = cudaEventRecord(b->tune[1], b->stream);
-        if (e == cudaSuccess)
-            e = cudaEventSynchronize(b->tune[1]);
-        if (e == cudaSuccess)
-            e = cudaEventElapsedTime(&ms[i], b->tune[0], b->tune[1]);
-    }
-    *us = e == cudaSuccess ? cuda_median(ms, TIMED_RUNS) * 1e6 : 0;
-    return e;
+    cuda_gemm_planned(b, out, on, t->kind, t->rows);
+    return cudaSuccess; /* what failed there is told at the step's end */
 }
 
 static cudaError_t choose(struct cuda_backend *b, struct thin *t, const struct product *on,
                           int kind, int64_t rows)
 {
     void *want = NULL, *out = NULL;
-    double by_plan = 0, by_thin = 0;
+    const size_t bytes = (size_t)(rows * on->w->n) * 2;
+    const struct trial plan = {by_plan, on, bytes, rows, kind, NULL};
+    const struct trial kernel = {by_kernel, on, bytes, rows, kind, NULL};
+    double plan_s = 0, kernel_s = 0;
     bool proven = false;
     if (!cuda_gemm_for_proof(b, on, kind, rows, &want, &out))
         return cudaSuccess; /* what failed there is told at the step's end */
-    cudaError_t e = prove(b, want, out, on, rows, &proven);
+    cudaError_t e = cuda_trial_same(b, &kernel, want, false, out, &proven);
     if (e == cudaSuccess && proven)
-        e = timed(b, out, on, kind, rows, false, &by_plan);
+        e = cuda_trial_time(b, &plan, out, TIMED_RUNS, &plan_s);
     if (e == cudaSuccess && proven)
-        e = timed(b, out, on, kind, rows, true, &by_thin);
-    t->chosen = e == cudaSuccess && proven && by_thin < by_plan;
+        e = cuda_trial_time(b, &kernel, out, TIMED_RUNS, &kernel_s);
+    t->chosen = e == cudaSuccess && proven && kernel_s < plan_s;
     LOG(LOG_DEBUG, "cuda_gemm_thin", LOG_I("rows", t->form), LOG_I("n", t->n), LOG_I("k", t->k),
-        LOG_I("kind", kind), LOG_I("proven", proven), LOG_F("plan_us", by_plan),
-        LOG_F("us", by_thin));
+        LOG_I("kind", kind), LOG_I("proven", proven), LOG_F("plan_us", plan_s * 1e6),
+        LOG_F("us", kernel_s * 1e6));
     return e;
 }
 
