@@ -201,7 +201,7 @@ static void a_host_without_memory_begins_no_more(void **state)
                           .n = N,
                           .claim_rows = 3000,
                           .claim_bytes = 64 << 20,
-                          .step_ns = 25000000,
+                          .step_ns = 50000000,
                           .grace_ns = 100000000,
                           .stop = &stop_flag};
     for (int i = 0; i < N; i++) {
@@ -210,11 +210,11 @@ static void a_host_without_memory_begins_no_more(void **state)
     }
     metrics_reset();
     refuse(ROOM, ROOM, 0, INT32_MAX);
-    stop_in(3);
+    stop_in(6);
     assert_int_equal(run(&set), E_OK);
     alarm(0);
     assert_in_range(metric_get(METRIC_ATTEMPTS, ATTEMPT_STARTED), COUNTED_AT_ONCE / 2,
-                    COUNTED_AT_ONCE + 64);
+                    COUNTED_AT_ONCE + 128);
 }
 
 /* The worker has failed, so nobody will look at the rows that are being made. */
