@@ -395,22 +395,27 @@ static int run_steps(struct cuda_meter *m, const struct step *step, int turns, s
     return rc == E_OK ? backend_cuda_drain(m->backend, m->tokens, err) : rc;
 }
 
+/* A step through `ops`, which set marks, out of graphs; what they say into out->ops. */
+static int run_marked(struct cuda_meter *m, const struct backend_ops *ops, const struct step *step,
+                      struct cuda_step_times *out, struct err *err)
+{
+    backend_cuda_graphs(m->backend, false);
+    marks.real = m->real;
+    m->backend->ops = ops;
+    int rc = run_steps(m, step, OP_TURNS, err);
+    m->backend->ops = m->real;
+    backend_cuda_graphs(m->backend, !m->opts.no_graphs);
+    return rc == E_OK ? add_marks(out, err) : rc;
+}
+
 int cuda_meter_attention(struct cuda_meter *m, const struct cuda_step_shape *shape, double *seconds,
                          struct err *err)
 {
     struct step step;
     struct cuda_step_times times;
     int rc = build(m, shape, &step, err);
-    if (rc < 0)
-        return rc;
-    backend_cuda_graphs(m->backend, false);
-    marks.real = m->real;
-    m->backend->ops = &m->lone;
-    rc = run_steps(m, &step, OP_TURNS, err);
-    m->backend->ops = m->real;
-    backend_cuda_graphs(m->backend, !m->opts.no_graphs);
     if (rc == E_OK)
-        rc = add_marks(&times, err);
+        rc = run_marked(m, &m->lone, &step, &times, err);
     for (int i = 0; rc == E_OK && i < times.n_ops; i++)
         if (strcmp(times.ops[i].name, "attention") == 0)
             *seconds = times.ops[i].seconds;
@@ -423,16 +428,8 @@ int cuda_meter_step(struct cuda_meter *m, const struct cuda_step_shape *shape,
     struct cuda_backend *b = cuda_self(m->backend);
     struct step step;
     int rc = build(m, shape, &step, err);
-    if (rc < 0)
-        return rc;
-    backend_cuda_graphs(m->backend, false);
-    marks.real = m->real;
-    m->backend->ops = &m->timed;
-    rc = run_steps(m, &step, OP_TURNS, err);
-    m->backend->ops = m->real;
     if (rc == E_OK)
-        rc = add_marks(out, err);
-    backend_cuda_graphs(m->backend, !m->opts.no_graphs);
+        rc = run_marked(m, &m->timed, &step, out, err);
     if (rc == E_OK)
         rc = run_steps(m, &step, 2, err);
     const int64_t start_ns = clock_mono_ns(clock_system()), waited_ns = b->waited_ns;

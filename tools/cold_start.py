@@ -6,8 +6,9 @@ tells, and the peak of resident memory.
 
 One job of one token, SQLite, a fresh process each time; the table is of the fastest run. --cold drops the
 folder from the page cache first. --rate copies it onto a loop device whose reads the kernel holds to
-that rate (root; control groups v2 `io` or v1 `blkio`); a run that got more is left out. --limit runs it in a control group of that much
-memory (v2 or v1). Options behind -- go to `tranche run`. Standard library only."""
+that rate (root; control groups v2 `io` or v1 `blkio`); a run that got more is left out. --limit runs it in
+a control group of that much memory (v2 or v1). Options behind -- go to `tranche run`. Standard library
+only."""
 import argparse
 import contextlib
 import datetime
